@@ -1,0 +1,52 @@
+# make demo: set everything up, build, run the bundled pair side by side.   make test: the test suite.
+# make check: what CI also demands (style, types, stubs, sanitizers).       make bench: speed on this machine.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+JOBS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2)
+export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+CXX_SOURCES = $(shell find csrc tests/cpp -name '*.cpp' -o -name '*.h')
+
+.PHONY: demo test check bench dev build sanitize stubtest clean
+
+demo: build
+	$(BIN)/dspark demo
+
+test: build
+	$(BIN)/python -m pytest -q
+
+check: build stubtest sanitize
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
+
+bench: build
+	$(BIN)/python tools/bench_demo.py
+
+dev: build
+
+stubtest: build
+	$(BIN)/python -m mypy.stubtest dspark_cpp._core --ignore-disjoint-bases --mypy-config-file pyproject.toml
+
+sanitize: $(VENV)/.deps
+	$(BIN)/cmake --preset asan -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja >/dev/null
+	$(BIN)/cmake --build --preset asan
+	$(BIN)/ctest --preset asan
+
+# Re-run on every call: ninja decides what is stale, seconds when nothing is. CMAKE_ARGS passes through.
+build: $(VENV)/.deps
+	$(BIN)/pip install --quiet --no-build-isolation --no-deps -e .
+
+$(VENV)/.deps: pyproject.toml
+	@command -v ccache >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+	    { apt-get install -y -qq ccache || { apt-get update -qq && apt-get install -y -qq ccache; }; } >/dev/null 2>&1; } || \
+	    echo "ccache not found: llama.cpp is compiled anew in every fresh clone"
+	$(PYTHON) -m venv $(VENV) || { $(PYTHON) -m pip install --user virtualenv && $(PYTHON) -m virtualenv $(VENV); }
+	$(BIN)/pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/pip install --quiet --group dev $$($(BIN)/python tools/runtime_requirements.py)
+	touch $@
+
+clean:
+	rm -rf build $(VENV)

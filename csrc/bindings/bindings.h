@@ -1,0 +1,10 @@
+// One register function per topic. Rules: convert with the GIL, release it around the pure call, convert out.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+void register_models(pybind11::module_& module);
+void register_engine(pybind11::module_& module);
+namespace dspark {
+void register_math(pybind11::module_& core);
+}

@@ -1,0 +1,560 @@
+#include "engine.h"
+
+#include "errors.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+namespace dspark {
+
+namespace {
+
+double milliseconds_since(Clock::time_point begin) {
+    return std::chrono::duration<double, std::milli>(Clock::now() - begin).count();
+}
+
+void check_options(const EngineOptions& options) {
+    auto require = [](bool holds, const std::string& message) {
+        if (!holds) {
+            throw std::invalid_argument(message);
+        }
+    };
+    require(options.n_ctx >= 2, "n_ctx must be at least 2, got " + std::to_string(options.n_ctx));
+    require(options.n_parallel >= 1, "n_parallel must be at least 1, got " + std::to_string(options.n_parallel));
+    require(options.n_batch >= 1, "n_batch must be at least 1, got " + std::to_string(options.n_batch));
+    require(options.max_queue >= 1, "max_queue must be at least 1, got " + std::to_string(options.max_queue));
+}
+
+} // namespace
+
+Engine::Engine(std::unique_ptr<Target> target, std::unique_ptr<Drafter> drafter, std::unique_ptr<Scheduler> scheduler,
+               const EngineOptions& options)
+    : options_(options), target_(std::move(target)), drafter_(std::move(drafter)), scheduler_(std::move(scheduler)) {
+    check_options(options_);
+    const int32_t block = drafter_ ? drafter_->block_size() : 0;
+    options_.n_batch = std::max(options_.n_batch, options_.n_parallel * (1 + block));
+    for (int32_t sequence = options_.n_parallel - 1; sequence >= 0; --sequence) {
+        free_sequences_.push_back(sequence);
+    }
+}
+
+Engine::~Engine() = default;
+
+// ---- any thread ----
+
+uint64_t Engine::submit(std::vector<int32_t> prompt, RequestOptions options) {
+    options.validate();
+    if (prompt.empty()) {
+        throw std::invalid_argument("prompt must hold at least 1 token, got 0");
+    }
+    const std::lock_guard lock(inbox_mutex_);
+    if (is_closed_) {
+        throw EngineClosedError("cannot submit a request: the engine is closed");
+    }
+    const int32_t n_vocab = target_->n_vocab();
+    for (const int32_t token : prompt) {
+        if (token < 0 || token >= n_vocab) {
+            throw std::invalid_argument("prompt tokens must be in [0, " + std::to_string(n_vocab) + "), got " +
+                                        std::to_string(token));
+        }
+    }
+    for (const auto& [token, bias] : options.sampling.logit_bias) {
+        if (token < 0 || token >= n_vocab) {
+            throw std::invalid_argument("logit_bias tokens must be in [0, " + std::to_string(n_vocab) + "), got " +
+                                        std::to_string(token));
+        }
+    }
+    if (prompt.size() >= static_cast<size_t>(options_.n_ctx)) {
+        throw ContextFullError("prompt must leave room for one token in n_ctx = " + std::to_string(options_.n_ctx) +
+                               ", got " + std::to_string(prompt.size()) + " tokens");
+    }
+    if (queue_.size() >= static_cast<size_t>(options_.max_queue)) {
+        throw QueueFullError("cannot submit a request: max_queue = " + std::to_string(options_.max_queue) +
+                             " requests are waiting");
+    }
+    const uint64_t id = next_id_++;
+    queue_.push_back(std::make_unique<Request>(id, std::move(prompt), std::move(options)));
+    alive_.insert(id);
+    return id;
+}
+
+bool Engine::cancel(uint64_t request_id) {
+    const std::lock_guard lock(inbox_mutex_);
+    if (!alive_.contains(request_id)) {
+        return false;
+    }
+    cancelled_.insert(request_id);
+    return true;
+}
+
+bool Engine::has_work() const {
+    const std::lock_guard lock(inbox_mutex_);
+    return !is_closed_ && !alive_.empty();
+}
+
+int32_t Engine::n_running() const { return n_running_.load(); }
+
+int32_t Engine::n_queued() const {
+    const std::lock_guard lock(inbox_mutex_);
+    return static_cast<int32_t>(queue_.size());
+}
+
+EngineStats Engine::stats() const {
+    const std::lock_guard lock(inbox_mutex_);
+    return stats_;
+}
+
+std::vector<CachePosition> Engine::cache_positions() const {
+    const std::lock_guard lock(step_mutex_);
+    std::vector<CachePosition> positions;
+    for (const auto& request : running_) {
+        positions.push_back({request->id, target_->last_position(request->sequence),
+                             drafter_ ? drafter_->last_position(request->sequence) : -1});
+    }
+    return positions;
+}
+
+void Engine::close() {
+    const std::lock_guard step_lock(step_mutex_);
+    const std::lock_guard lock(inbox_mutex_);
+    if (is_closed_.exchange(true)) {
+        return;
+    }
+    queue_.clear();
+    alive_.clear();
+    running_.clear();
+    n_running_ = 0;
+    drafter_.reset(); // borrows the target's weights: first to go
+    target_.reset();
+}
+
+// ---- the step ----
+
+std::vector<Event> Engine::step() {
+    const std::unique_lock lock(step_mutex_, std::try_to_lock);
+    if (!lock.owns_lock()) {
+        throw DSparkError("step must be called by one thread at a time");
+    }
+    if (is_closed_) {
+        throw EngineClosedError("cannot step: the engine is closed");
+    }
+    const auto begin = Clock::now();
+    step_ = {};
+    events_.clear();
+    admit();
+    try {
+        draft();
+        schedule();
+        verify();
+        commit();
+    } catch (const std::exception& error) {
+        fail_step(error.what());
+    }
+    record_step(milliseconds_since(begin));
+    std::erase_if(running_, [](const auto& request) { return request->phase == Phase::finished; });
+    n_running_ = static_cast<int32_t>(running_.size());
+    return std::move(events_);
+}
+
+void Engine::admit() {
+    take_cancelled();
+    take_queued();
+    open_lanes();
+}
+
+void Engine::take_cancelled() {
+    std::unordered_set<uint64_t> cancelled;
+    std::vector<std::unique_ptr<Request>> waiting;
+    {
+        const std::lock_guard lock(inbox_mutex_);
+        cancelled.swap(cancelled_);
+        for (auto& request : queue_) {
+            if (cancelled.contains(request->id)) {
+                waiting.push_back(std::move(request));
+            }
+        }
+        std::erase(queue_, nullptr);
+    }
+    for (auto& request : waiting) {
+        finish(*request, FinishReason::cancelled);
+    }
+    for (auto& request : running_) {
+        if (cancelled.contains(request->id)) {
+            finish(*request, FinishReason::cancelled);
+        }
+    }
+    std::erase_if(running_, [](const auto& request) { return request->phase == Phase::finished; });
+}
+
+void Engine::take_queued() {
+    const std::lock_guard lock(inbox_mutex_);
+    while (!queue_.empty() && !free_sequences_.empty()) {
+        auto request = std::move(queue_.front());
+        queue_.pop_front();
+        request->sequence = free_sequences_.back();
+        free_sequences_.pop_back();
+        request->stats.queue_ms = milliseconds_since(request->submitted);
+        const auto block = static_cast<size_t>(drafter_ ? drafter_->block_size() : 0);
+        request->stats.scheduled_per_position.assign(block, 0);
+        request->stats.accepted_per_position.assign(block, 0);
+        running_.push_back(std::move(request));
+    }
+    n_running_ = static_cast<int32_t>(running_.size());
+}
+
+void Engine::open_lanes() {
+    lanes_.clear();
+    for (const auto& request : running_) {
+        Lane lane;
+        lane.request = request.get();
+        lane.is_prefill = request->phase == Phase::prefill;
+        lane.most = lane.is_prefill ? 0 : most_drafts(*request);
+        lanes_.push_back(lane);
+    }
+}
+
+// A round of l drafted tokens commits up to l + 1, which must fit max_tokens and the context.
+int32_t Engine::most_drafts(const Request& request) const {
+    if (!drafter_) {
+        return 0;
+    }
+    const int32_t room = options_.n_ctx - static_cast<int32_t>(request.tokens.size());
+    int32_t most = std::min({drafter_->block_size(), request.n_remaining() - 1, room - 1});
+    if (request.options.draft_limit >= 0) {
+        most = std::min(most, request.options.draft_limit);
+    }
+    return std::max(most, 0);
+}
+
+void Engine::propose() {
+    proposals_.clear();
+    for (const Lane& lane : lanes_) {
+        Proposal proposal{lane.request->id, lane.most, {}};
+        if (lane.is_drafting) {
+            proposal.confidence_logits = drafts_[lane.draft].confidence_logits;
+        }
+        proposals_.push_back(proposal);
+    }
+}
+
+void Engine::draft() {
+    propose();
+    is_drafting_.assign(lanes_.size(), 0);
+    scheduler_->select(proposals_, is_drafting_);
+    tasks_.clear();
+    for (size_t i = 0; i < lanes_.size(); ++i) {
+        Lane& lane = lanes_[i];
+        lane.is_drafting = is_drafting_[i] != 0 && lane.most > 0;
+        if (!lane.is_drafting) {
+            continue;
+        }
+        Request& request = *lane.request;
+        lane.draft = tasks_.size();
+        DraftTask task{request.id, request.sequence, request.tokens.back(), request.anchor_position(),
+                       request.options.sampling.truncation(), request.random, &request.options.sampling,
+                       &request.counts};
+        if (request.options.rule() == Verification::exact) {
+            task.truncation.temperature = 0; // the likeliest token is accepted most often
+        }
+        tasks_.push_back(task);
+    }
+    if (tasks_.empty()) {
+        return;
+    }
+    const auto begin = Clock::now();
+    drafts_.resize(std::max(drafts_.size(), tasks_.size()));
+    drafter_->draft(tasks_, std::span(drafts_).first(tasks_.size()));
+    step_.draft_ms = milliseconds_since(begin);
+}
+
+void Engine::schedule() {
+    propose();
+    prefix_len_.assign(lanes_.size(), 0);
+    scheduler_->schedule(proposals_, prefix_len_);
+    for (size_t i = 0; i < lanes_.size(); ++i) {
+        Lane& lane = lanes_[i];
+        lane.prefix_len = lane.is_drafting ? std::clamp(prefix_len_[i], 0, lane.most) : 0;
+    }
+}
+
+void Engine::verify() {
+    rows_.clear();
+    for (Lane& lane : lanes_) {
+        if (!lane.is_prefill) {
+            add_decode_rows(lane);
+        }
+    }
+    for (Lane& lane : lanes_) {
+        if (lane.is_prefill) {
+            add_prefill_rows(lane);
+        }
+    }
+    if (rows_.empty()) {
+        return;
+    }
+    const auto begin = Clock::now();
+    target_->decode(rows_);
+    step_.verify_ms = milliseconds_since(begin);
+}
+
+void Engine::add_decode_rows(Lane& lane) {
+    const Request& request = *lane.request;
+    const int32_t start = request.anchor_position();
+    lane.first_row = static_cast<int32_t>(rows_.size());
+    lane.n_rows = 1 + lane.prefix_len;
+    rows_.push_back({request.tokens.back(), start, request.sequence, true});
+    for (int32_t k = 0; k < lane.prefix_len; ++k) {
+        rows_.push_back({drafts_[lane.draft].tokens[static_cast<size_t>(k)], start + 1 + k, request.sequence, true});
+    }
+}
+
+void Engine::add_prefill_rows(Lane& lane) {
+    const Request& request = *lane.request;
+    const int32_t room = options_.n_batch - static_cast<int32_t>(rows_.size());
+    lane.first_row = static_cast<int32_t>(rows_.size());
+    lane.n_rows = std::min(room, request.n_prompt - request.n_cached);
+    for (int32_t i = 0; i < lane.n_rows; ++i) {
+        const int32_t position = request.n_cached + i;
+        rows_.push_back({request.tokens[static_cast<size_t>(position)], position, request.sequence,
+                         position == request.n_prompt - 1});
+    }
+}
+
+void Engine::commit() {
+    context_rows_.clear();
+    for (Lane& lane : lanes_) {
+        if (lane.n_rows == 0) {
+            continue; // no room in this batch
+        }
+        if (lane.is_prefill) {
+            commit_prefill(lane);
+        } else {
+            commit_round(lane);
+        }
+    }
+    inject();
+}
+
+void Engine::commit_prefill(Lane& lane) {
+    Request& request = *lane.request;
+    request.n_cached += lane.n_rows;
+    step_.n_prefill_tokens += lane.n_rows;
+    keep_context(lane, lane.n_rows);
+    if (request.n_cached < request.n_prompt) {
+        return;
+    }
+    lane.first_row += lane.n_rows - 1; // only the prompt's last row has logits
+    request.phase = Phase::decode;
+    append(lane, decide(lane));
+}
+
+void Engine::commit_round(Lane& lane) {
+    Request& request = *lane.request;
+    const VerifyResult result = decide(lane);
+    request.n_cached += 1 + result.n_accepted;
+    keep_context(lane, 1 + result.n_accepted);
+    if (result.n_accepted < lane.prefix_len) {
+        target_->remove(request.sequence, request.n_cached);
+    }
+
+    RequestStats& stats = request.stats;
+    const int32_t n_drafted = lane.is_drafting ? static_cast<int32_t>(drafts_[lane.draft].tokens.size()) : 0;
+    stats.n_rounds += 1;
+    stats.n_drafted += n_drafted;
+    stats.n_scheduled += lane.prefix_len;
+    stats.n_accepted += result.n_accepted;
+    for (int32_t k = 0; k < lane.prefix_len; ++k) {
+        stats.scheduled_per_position[static_cast<size_t>(k)] += 1;
+        stats.accepted_per_position[static_cast<size_t>(k)] += k < result.n_accepted ? 1 : 0;
+    }
+    const int32_t n_before = stats.n_committed;
+    append(lane, result);
+    step_.n_drafted += n_drafted;
+    step_.n_scheduled += lane.prefix_len;
+    step_.n_accepted += result.n_accepted;
+    step_.n_committed += stats.n_committed - n_before;
+}
+
+// ---- verification of one lane ----
+
+VerifyResult Engine::decide(const Lane& lane) {
+    const Request& request = *lane.request;
+    const Verification rule = request.options.rule();
+    const auto n = static_cast<size_t>(lane.prefix_len);
+    const int32_t start = request.anchor_position();
+    const std::span<const int32_t> tokens =
+        n > 0 ? std::span<const int32_t>(drafts_[lane.draft].tokens).first(n) : std::span<const int32_t>();
+    n_pushed_ = 0;
+    VerifyResult result;
+    if (rule == Verification::exact && request.options.sampling.is_greedy()) {
+        result = verify_exact(tokens, [&](int32_t row) {
+            push_drafted(lane, row);
+            return builder_.argmax_token(target_->logits(lane.first_row + row), request.options.sampling,
+                                         request.counts);
+        });
+    } else {
+        VerifyInput input;
+        input.draft_tokens = tokens;
+        if (n > 0) {
+            input.draft_probs = drafts_[lane.draft].probs;
+        }
+        input.start = static_cast<uint64_t>(start);
+        input.random = request.random;
+        row_distributions_.resize(std::max(row_distributions_.size(), n + 1));
+        result = dspark::verify(rule, input,
+                                [&](int32_t row) -> const Distribution& { return target_row(lane, row); });
+    }
+    push_drafted(lane, 0);
+    return result;
+}
+
+const Distribution& Engine::target_row(const Lane& lane, int32_t row) {
+    push_drafted(lane, row);
+    Distribution& distribution = row_distributions_[static_cast<size_t>(row)];
+    builder_.target_distribution(target_->logits(lane.first_row + row), lane.request->options.sampling,
+                                 lane.request->counts, distribution);
+    return distribution;
+}
+
+// Penalties at row j see the j drafted tokens before it: makes exactly n of them part of the counts.
+void Engine::push_drafted(const Lane& lane, int32_t n) {
+    TokenCounts& counts = lane.request->counts;
+    for (; n_pushed_ < n; ++n_pushed_) {
+        counts.push_output(drafts_[lane.draft].tokens[static_cast<size_t>(n_pushed_)]);
+    }
+    for (; n_pushed_ > n; --n_pushed_) {
+        counts.pop_output(drafts_[lane.draft].tokens[static_cast<size_t>(n_pushed_ - 1)]);
+    }
+}
+
+// Adds what a round decided to the text: accepted drafts, then the target's own token; an end-of-generation token ends
+// the text there and what follows it is dropped.
+void Engine::append(Lane& lane, const VerifyResult& result) {
+    Request& request = *lane.request;
+    Event& event = event_of(request);
+    const bool is_round = !lane.is_prefill;
+    for (int32_t k = 0; k <= result.n_accepted; ++k) {
+        const bool is_drafted = k < result.n_accepted;
+        const int32_t token = is_drafted ? drafts_[lane.draft].tokens[static_cast<size_t>(k)] : result.next_token;
+        request.stats.n_committed += is_round ? 1 : 0;
+        if (!request.options.ignore_eos && target_->is_end_of_generation(token)) {
+            finish(request, FinishReason::stop);
+            return;
+        }
+        request.tokens.push_back(token);
+        request.counts.push_output(token);
+        event.tokens.push_back(token);
+        event.drafted.push_back(is_drafted);
+        if (request.options.n_logprobs >= 0) {
+            event.logprobs.push_back(
+                top_logprobs(target_->logits(lane.first_row + k), token, request.options.n_logprobs));
+        }
+    }
+    if (request.n_remaining() <= 0) {
+        finish(request, FinishReason::length);
+    } else if (static_cast<int32_t>(request.tokens.size()) >= options_.n_ctx) {
+        finish(request, FinishReason::context_full);
+    }
+}
+
+// ---- after verification ----
+
+void Engine::keep_context(const Lane& lane, int32_t n_rows) {
+    if (!drafter_) {
+        return;
+    }
+    for (int32_t i = 0; i < n_rows; ++i) {
+        const BatchRow& row = rows_[static_cast<size_t>(lane.first_row + i)];
+        context_rows_.push_back({lane.first_row + i, row.position, row.sequence});
+    }
+}
+
+void Engine::inject() {
+    if (!drafter_) {
+        return;
+    }
+    std::erase_if(context_rows_, [&](const ContextRow& row) {
+        return std::find(free_sequences_.begin(), free_sequences_.end(), row.sequence) != free_sequences_.end();
+    });
+    if (context_rows_.empty()) {
+        return;
+    }
+    const auto begin = Clock::now();
+    drafter_->inject(context_rows_);
+    step_.inject_ms = milliseconds_since(begin);
+}
+
+void Engine::finish(Request& request, FinishReason reason, const std::string& error) {
+    request.phase = Phase::finished;
+    Event& event = event_of(request);
+    event.finish_reason = reason;
+    event.error = error;
+    event.stats = request.stats;
+    release(request);
+    const std::lock_guard lock(inbox_mutex_);
+    alive_.erase(request.id);
+    cancelled_.erase(request.id);
+}
+
+void Engine::release(Request& request) {
+    if (request.sequence < 0) {
+        return; // never left the queue
+    }
+    target_->remove(request.sequence, 0);
+    if (drafter_) {
+        drafter_->forget(request.sequence);
+    }
+    free_sequences_.push_back(request.sequence);
+}
+
+void Engine::fail_step(const std::string& error) {
+    for (const auto& request : running_) {
+        if (request->phase != Phase::finished) {
+            finish(*request, FinishReason::error, error);
+        }
+    }
+}
+
+Event& Engine::event_of(const Request& request) {
+    for (Event& event : events_) {
+        if (event.request_id == request.id) {
+            return event;
+        }
+    }
+    Event& event = events_.emplace_back();
+    event.request_id = request.id;
+    return event;
+}
+
+// A step's times go to everyone who took part in it: this is what each of them waited.
+void Engine::record_step(double total_ms) {
+    const double host_ms = total_ms - step_.draft_ms - step_.verify_ms;
+    for (const Lane& lane : lanes_) {
+        RequestStats& stats = lane.request->stats;
+        if (lane.is_prefill) {
+            stats.prefill_ms += total_ms;
+        } else {
+            stats.draft_ms += step_.draft_ms;
+            stats.verify_ms += step_.verify_ms;
+            stats.host_ms += host_ms;
+        }
+        for (Event& event : events_) {
+            if (event.request_id == lane.request->id) {
+                event.stats = stats;
+            }
+        }
+    }
+    const std::lock_guard lock(inbox_mutex_);
+    stats_.n_steps += 1;
+    stats_.n_prefill_tokens += step_.n_prefill_tokens;
+    stats_.n_drafted += step_.n_drafted;
+    stats_.n_scheduled += step_.n_scheduled;
+    stats_.n_accepted += step_.n_accepted;
+    stats_.n_committed += step_.n_committed;
+    stats_.draft_ms += step_.draft_ms;
+    stats_.verify_ms += step_.verify_ms;
+    stats_.inject_ms += step_.inject_ms;
+    stats_.host_ms += host_ms - step_.inject_ms;
+}
+
+} // namespace dspark

@@ -1,0 +1,157 @@
+// The engine: many requests over one target and one drafter. Each step is admit, draft, schedule, verify, commit: one
+// draft batch, one target batch, one injection. Owns: requests, sequences, the step. Must not know: llama.cpp, Python,
+// text. Threads: step() belongs to one thread at a time; submit, cancel and the read-outs may be called from any.
+#pragma once
+
+#include "drafter.h"
+#include "request.h"
+#include "scheduler.h"
+#include "target.h"
+
+#include <atomic>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <unordered_set>
+#include <vector>
+
+namespace dspark {
+
+struct EngineOptions {
+    int32_t n_ctx = 4096;    // most tokens of one request, prompt and output together
+    int32_t n_parallel = 1;  // requests that run at the same time
+    int32_t n_batch = 512;   // most rows of one target pass; at least n_parallel * (1 + block_size)
+    int32_t max_queue = 512; // requests that may wait
+};
+
+// What a step did for one request. The last event of a request, and only that one, has a finish reason.
+struct Event {
+    uint64_t request_id = 0;
+    std::vector<int32_t> tokens;  // committed, without an end-of-generation token
+    std::vector<bool> drafted;    // per token: an accepted draft (true) or the target's own (false)
+    std::vector<TopLogprobs> logprobs; // per token when asked for
+    FinishReason finish_reason = FinishReason::none;
+    std::string error; // with FinishReason::error
+    RequestStats stats;
+};
+
+struct EngineStats { // totals since construction
+    int64_t n_steps = 0;
+    int64_t n_prefill_tokens = 0;
+    int64_t n_drafted = 0;
+    int64_t n_scheduled = 0;
+    int64_t n_accepted = 0;
+    int64_t n_committed = 0;
+    double draft_ms = 0;
+    double verify_ms = 0;
+    double inject_ms = 0;
+    double host_ms = 0;
+};
+
+struct CachePosition {
+    uint64_t request_id;
+    int32_t target; // last position in the target's cache
+    int32_t draft;  // last position in the drafter's cache, -1 without one
+};
+
+class Engine {
+  public:
+    // `drafter` may be null: plain decoding.
+    Engine(std::unique_ptr<Target> target, std::unique_ptr<Drafter> drafter, std::unique_ptr<Scheduler> scheduler,
+           const EngineOptions& options);
+    ~Engine();
+
+    // Returns the request's id. Throws std::invalid_argument, ContextFullError, QueueFullError, EngineClosedError.
+    uint64_t submit(std::vector<int32_t> prompt, RequestOptions options);
+    // Takes effect within one step, in the queue and during prefill too. False: no such request is waiting or running.
+    bool cancel(uint64_t request_id);
+    // Runs one step. A failed pass ends the requests in it with FinishReason::error; the engine lives on.
+    [[nodiscard]] std::vector<Event> step();
+    // Waits for a running step, then frees the caches. Requests end without a further event. Idempotent.
+    void close();
+
+    [[nodiscard]] bool has_work() const;
+    [[nodiscard]] bool is_closed() const { return is_closed_.load(); }
+    [[nodiscard]] int32_t n_running() const;
+    [[nodiscard]] int32_t n_queued() const;
+    [[nodiscard]] EngineStats stats() const;
+    [[nodiscard]] std::vector<CachePosition> cache_positions() const; // between steps
+    [[nodiscard]] const EngineOptions& options() const { return options_; }
+
+  private:
+    // One running request in this step: its rows in the target's batch, and what was drafted for it.
+    struct Lane {
+        Request* request = nullptr;
+        bool is_prefill = false;
+        bool is_drafting = false;
+        int32_t most = 0;       // longest prefix its limits allow
+        int32_t prefix_len = 0; // drafted tokens sent to the target
+        int32_t first_row = 0;
+        int32_t n_rows = 0;
+        size_t draft = 0; // index into drafts_
+    };
+
+    void admit();
+    void draft();
+    void schedule();
+    void verify();
+    void commit();
+
+    void take_cancelled();
+    void take_queued();
+    void open_lanes();
+    [[nodiscard]] int32_t most_drafts(const Request& request) const;
+    void propose();
+    void add_decode_rows(Lane& lane);
+    void add_prefill_rows(Lane& lane);
+    void commit_prefill(Lane& lane);
+    void commit_round(Lane& lane);
+    [[nodiscard]] VerifyResult decide(const Lane& lane);
+    [[nodiscard]] const Distribution& target_row(const Lane& lane, int32_t row);
+    void push_drafted(const Lane& lane, int32_t n);
+    void append(Lane& lane, const VerifyResult& result);
+    void keep_context(const Lane& lane, int32_t n_rows);
+    void inject();
+    void finish(Request& request, FinishReason reason, const std::string& error = {});
+    void release(Request& request);
+    void fail_step(const std::string& error);
+    void record_step(double total_ms);
+    Event& event_of(const Request& request);
+
+    EngineOptions options_;
+    std::unique_ptr<Target> target_;
+    std::unique_ptr<Drafter> drafter_;
+    std::unique_ptr<Scheduler> scheduler_;
+
+    mutable std::mutex inbox_mutex_; // guards the four below
+    std::deque<std::unique_ptr<Request>> queue_;
+    std::unordered_set<uint64_t> cancelled_;
+    std::unordered_set<uint64_t> alive_;
+    uint64_t next_id_ = 1;
+
+    mutable std::mutex step_mutex_; // held through a step
+    std::atomic<bool> is_closed_{false};
+    std::atomic<int32_t> n_running_{0};
+    std::vector<std::unique_ptr<Request>> running_;
+    std::vector<int32_t> free_sequences_;
+
+    // The step's own: cleared at its start, capacity kept.
+    std::vector<Lane> lanes_;
+    std::vector<Proposal> proposals_;
+    std::vector<int8_t> is_drafting_;
+    std::vector<int32_t> prefix_len_;
+    std::vector<DraftTask> tasks_;
+    std::vector<BlockDraft> drafts_;
+    std::vector<BatchRow> rows_;
+    std::vector<ContextRow> context_rows_;
+    std::vector<Event> events_;
+    std::vector<Distribution> row_distributions_;
+    int32_t n_pushed_ = 0; // drafted tokens pushed into the counts of the lane under verification
+    DistributionBuilder builder_;
+    EngineStats step_;  // figures of this step alone
+    EngineStats stats_; // totals, guarded by inbox_mutex_
+};
+
+} // namespace dspark

@@ -1,0 +1,240 @@
+// One llama.cpp context: batches in, logits, states and layer inputs out.
+#include "llama_api_impl.h"
+
+#include <algorithm>
+#include <array>
+
+namespace dspark {
+
+struct Context::Impl {
+    ContextOptions options;
+    llama_context* context = nullptr;
+    llama_batch_ext* batch = nullptr;
+    int32_t n_positions = 1; // per feature row: 4 for M-RoPE drafters
+    int32_t n_rows = 0;      // of the last decode
+    std::vector<bool> has_output;
+    std::vector<bool> is_tapped;
+
+    ~Impl() {
+        if (batch != nullptr) {
+            llama_batch_ext_free(batch);
+        }
+        llama_free(context);
+    }
+};
+
+namespace {
+
+llama_context_params context_params(const ContextOptions& options) {
+    llama_context_params params = llama_context_default_params();
+    params.n_ctx = static_cast<uint32_t>(options.n_cells);
+    params.n_batch = static_cast<uint32_t>(options.n_batch);
+    params.n_ubatch = static_cast<uint32_t>(options.n_ubatch);
+    params.n_seq_max = static_cast<uint32_t>(options.n_sequences);
+    params.n_outputs_max = static_cast<uint32_t>(std::max(options.n_outputs, options.n_sequences));
+    params.n_threads = options.n_threads;
+    params.n_threads_batch = options.n_threads_batch;
+    params.embeddings = options.embeddings;
+    params.attention_type = options.is_causal ? LLAMA_ATTENTION_TYPE_CAUSAL : LLAMA_ATTENTION_TYPE_NON_CAUSAL;
+    params.flash_attn_type =
+        options.flash_attention_off ? LLAMA_FLASH_ATTN_TYPE_DISABLED : LLAMA_FLASH_ATTN_TYPE_AUTO;
+    params.offload_kqv = options.offload_kv;
+    // One decode is one forward pass only with a unified cache (DESIGN section 4).
+    params.kv_unified = true;
+    return params;
+}
+
+ggml_type parse_kv_type(const std::string& name) {
+    for (const ggml_type type : {GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0}) {
+        if (name == ggml_type_name(type)) {
+            return type;
+        }
+    }
+    throw std::invalid_argument("kv_type must be one of f32, f16, bf16, q8_0, q4_0, got " + name);
+}
+
+void check_options(const ContextOptions& options) {
+    auto require = [](bool holds, const std::string& message) {
+        if (!holds) {
+            throw std::invalid_argument(message);
+        }
+    };
+    require(options.n_sequences >= 1 && options.n_sequences <= static_cast<int32_t>(llama_max_parallel_sequences()),
+            "n_parallel must be in 1 .. " + std::to_string(llama_max_parallel_sequences()) + ", got " +
+                std::to_string(options.n_sequences));
+    require(options.n_cells >= 1, "the KV cache must have at least one cell, got " + std::to_string(options.n_cells));
+    require(options.n_batch >= 1 && options.n_ubatch >= 1 && options.n_ubatch <= options.n_batch,
+            "batch sizes must satisfy 1 <= n_ubatch <= n_batch, got " + std::to_string(options.n_ubatch) + " and " +
+                std::to_string(options.n_batch));
+    require(options.n_threads >= 1 && options.n_threads_batch >= 1 && options.n_threads <= 512 &&
+                options.n_threads_batch <= 512,
+            "n_threads must be in 1 .. 512, got " + std::to_string(options.n_threads));
+}
+
+} // namespace
+
+Context::Context(std::shared_ptr<Model> model, const ContextOptions& options, Context* other)
+    : model_(std::move(model)), impl_(std::make_unique<Impl>()) {
+    check_options(options);
+    impl_->options = options;
+    llama_context_params params = context_params(options);
+    params.type_k = params.type_v = parse_kv_type(options.kv_type);
+    params.ctx_other = other == nullptr ? nullptr : other->impl_->context;
+    clear_error();
+    impl_->context = llama_init_from_model(model_->impl().model, params);
+    if (impl_->context == nullptr) {
+        throw ModelLoadError("cannot make a context for " + model_->path() + ": " +
+                             take_error("llama.cpp gave no reason"));
+    }
+    impl_->batch = llama_batch_ext_init(impl_->context);
+    impl_->n_positions = llama_model_rope_type(model_->impl().model) == LLAMA_ROPE_TYPE_MROPE ? 4 : 1;
+    impl_->is_tapped.assign(static_cast<size_t>(model_->n_layer()) + 1, false);
+}
+
+Context::~Context() = default;
+
+namespace {
+
+void run(Context::Impl& impl) {
+    clear_error();
+    const int32_t status = llama_process(impl.context, LLAMA_PROCESS_TYPE_DECODE, impl.batch);
+    if (status == 0) {
+        return;
+    }
+    impl.n_rows = 0;
+    if (status == 1) {
+        throw DecodeError("cannot decode a batch: no room in the KV cache");
+    }
+    throw DecodeError("cannot decode a batch: " + take_error("status " + std::to_string(status)));
+}
+
+void check_size(const Context::Impl& impl, size_t n_rows) {
+    if (n_rows == 0 || n_rows > llama_n_batch(impl.context)) {
+        throw DecodeError("cannot decode a batch: it must have 1 to " + std::to_string(llama_n_batch(impl.context)) +
+                          " rows, got " + std::to_string(n_rows));
+    }
+}
+
+} // namespace
+
+void Context::decode_tokens(std::span<const BatchRow> rows) {
+    Impl& impl = *impl_;
+    check_size(impl, rows.size());
+    llama_batch_ext_clear(impl.batch);
+    impl.has_output.assign(rows.size(), false);
+    int32_t n_outputs = 0;
+    for (size_t i = 0; i < rows.size(); ++i) {
+        const BatchRow& row = rows[i];
+        const int32_t index = llama_batch_ext_add_token(impl.batch, row.sequence, row.token);
+        if (index < 0) {
+            throw DecodeError("cannot decode a batch: bad token " + std::to_string(row.token) + " or sequence " +
+                              std::to_string(row.sequence));
+        }
+        const bool output = row.output || impl.options.embeddings;
+        llama_batch_ext_set_pos(impl.batch, index, &row.position);
+        llama_batch_ext_set_output_logits(impl.batch, index, output);
+        impl.has_output[i] = output;
+        n_outputs += output ? 1 : 0;
+    }
+    if (n_outputs > std::max(impl.options.n_outputs, impl.options.n_sequences)) {
+        throw DecodeError("cannot decode a batch: at most " + std::to_string(impl.options.n_outputs) +
+                          " rows may have outputs, got " + std::to_string(n_outputs));
+    }
+    impl.n_rows = static_cast<int32_t>(rows.size());
+    run(impl);
+}
+
+void Context::decode_features(std::span<const float> features, std::span<const int32_t> positions,
+                              std::span<const int32_t> sequences) {
+    Impl& impl = *impl_;
+    const size_t n_rows = positions.size();
+    check_size(impl, n_rows);
+    const size_t n_features = features.size() / n_rows;
+    llama_batch_ext_clear(impl.batch);
+    for (size_t i = 0; i < n_rows; ++i) {
+        const llama_embd row{features.data() + i * n_features, 1, n_features};
+        const int32_t index = llama_batch_ext_add_embd(impl.batch, sequences[i], row);
+        if (index < 0) {
+            throw DecodeError("cannot inject features: bad row width " + std::to_string(n_features) +
+                              " or sequence " + std::to_string(sequences[i]));
+        }
+        const std::array<llama_pos, 4> position = {positions[i], positions[i], positions[i], 0};
+        llama_batch_ext_set_pos(impl.batch, index, position.data());
+        llama_batch_ext_set_output_logits(impl.batch, index, false);
+    }
+    impl.has_output.clear();
+    // With embeddings on, llama.cpp makes an output, V floats wide, of every row: off while injecting.
+    llama_set_embeddings(impl.context, false);
+    impl.n_rows = 0;
+    try {
+        run(impl);
+    } catch (...) {
+        llama_set_embeddings(impl.context, impl.options.embeddings);
+        throw;
+    }
+    llama_set_embeddings(impl.context, impl.options.embeddings);
+}
+
+std::span<const float> Context::logits(int32_t row) {
+    if (row < 0 || row >= impl_->n_rows || !impl_->has_output[static_cast<size_t>(row)]) {
+        throw std::logic_error("logits of row " + std::to_string(row) + " were not asked for");
+    }
+    return {llama_get_logits_ith(impl_->context, row), static_cast<size_t>(model_->n_vocab())};
+}
+
+std::span<const float> Context::embedding(int32_t row) {
+    if (row < 0 || row >= impl_->n_rows || !impl_->options.embeddings) {
+        throw std::logic_error("the state of row " + std::to_string(row) + " was not asked for");
+    }
+    return {llama_get_embeddings_ith(impl_->context, row), static_cast<size_t>(model_->n_embd())};
+}
+
+std::span<const float> Context::layer_input(int32_t layer) const {
+    if (layer < 0 || static_cast<size_t>(layer) >= impl_->is_tapped.size() ||
+        !impl_->is_tapped[static_cast<size_t>(layer)] || impl_->n_rows == 0) {
+        throw std::logic_error("layer " + std::to_string(layer) + " is not tapped or nothing was decoded");
+    }
+    const size_t n = static_cast<size_t>(impl_->n_rows) * static_cast<size_t>(model_->n_embd());
+    return {llama_get_embeddings_layer_inp(impl_->context, static_cast<uint32_t>(layer)), n};
+}
+
+void Context::tap_layer(int32_t layer) {
+    if (!model_->can_tap_layers()) {
+        throw ModelMismatchError("cannot tap layers of architecture " + model_->architecture());
+    }
+    if (layer < 0 || static_cast<size_t>(layer) >= impl_->is_tapped.size()) {
+        throw ModelMismatchError("tapped layers must lie in 0 .. " + std::to_string(model_->n_layer()) + ", got " +
+                                 std::to_string(layer));
+    }
+    llama_set_embeddings_layer_inp(impl_->context, static_cast<uint32_t>(layer), true);
+    impl_->is_tapped[static_cast<size_t>(layer)] = true;
+}
+
+void Context::remove(int32_t sequence, int32_t begin, int32_t end) {
+    if (!llama_memory_seq_rm(llama_get_memory(impl_->context), sequence, begin, end)) {
+        throw DecodeError("cannot remove positions from sequence " + std::to_string(sequence) +
+                          ": the model's memory does not allow it");
+    }
+}
+
+void Context::clear() { llama_memory_clear(llama_get_memory(impl_->context), true); }
+
+int32_t Context::last_position(int32_t sequence) const {
+    return llama_memory_seq_pos_max(llama_get_memory(impl_->context), sequence);
+}
+
+int32_t Context::first_position(int32_t sequence) const {
+    return llama_memory_seq_pos_min(llama_get_memory(impl_->context), sequence);
+}
+
+void Context::synchronize() { llama_synchronize(impl_->context); }
+
+size_t Context::memory_bytes() const {
+    size_t n_bytes = 0;
+    for (const auto& [type, data] : llama_get_memory_breakdown(impl_->context)) {
+        n_bytes += data.context + data.compute;
+    }
+    return n_bytes;
+}
+
+} // namespace dspark

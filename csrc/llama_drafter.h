@@ -1,0 +1,65 @@
+// The real drafter: llama.cpp's dflash backbone on a small context of its own, our sequential head on its outputs.
+// Its cache holds context rows of committed tokens only, at most a window of them per sequence. Engine thread only.
+#pragma once
+
+#include "drafter.h"
+#include "llama_api.h"
+#include "llama_target.h"
+
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace dspark {
+
+struct DrafterOptions {
+    int32_t n_parallel = 1;
+    int32_t n_ctx = 4096;          // tokens of one request
+    int32_t window = 4096;         // context rows kept per request; drafters are trained at this length
+    int32_t n_threads = 1;
+    int32_t n_threads_batch = 1;
+    std::string head = "candidates"; // candidates | full | graph
+    int32_t n_candidates = kDefaultCandidates;
+    bool flash_attention_off = false;
+    // The draft cache is f16 or f32: quantized draft KV ruins acceptance (DESIGN section 4).
+    std::string kv_type = "f16";
+};
+
+class LlamaDrafter final : public Drafter {
+  public:
+    // Taps the target's layers. The target must outlive the drafter: it lends embedding and output head.
+    LlamaDrafter(std::shared_ptr<Model> model, LlamaTarget& target, const DrafterOptions& options);
+
+    [[nodiscard]] int32_t block_size() const override { return info_.block_size; }
+    [[nodiscard]] bool has_confidence() const override { return info_.has_confidence; }
+    void draft(std::span<const DraftTask> tasks, std::span<BlockDraft> drafts) override;
+    void inject(std::span<const ContextRow> rows) override;
+    void forget(int32_t sequence) override { context_.remove(sequence, 0, -1); }
+    [[nodiscard]] int32_t last_position(int32_t sequence) const override { return context_.last_position(sequence); }
+
+    [[nodiscard]] Context& context() { return context_; }
+
+  private:
+    [[nodiscard]] int32_t n_inputs() const { return info_.block_size + (info_.sample_from_anchor ? 0 : 1); }
+    void decode_blocks(std::span<const DraftTask> tasks);
+    void read_block(size_t index, const DraftTask& task);
+    void inject_chunk(std::span<const ContextRow> rows);
+    void slide_window(std::span<const ContextRow> rows);
+
+    DrafterInfo info_;
+    DrafterOptions options_;
+    LlamaTarget& target_;
+    Context context_;
+    std::unique_ptr<SequentialHead> head_;
+
+    std::vector<BatchRow> rows_;
+    std::vector<const float*> logits_; // (n_tasks * block_size) rows of n_vocab
+    std::vector<const float*> hidden_; // (n_tasks * block_size) rows of n_embd
+    std::vector<BlockInput> inputs_;
+    std::vector<ContextRow> kept_rows_;
+    std::vector<float> features_; // (n_rows, m * n_embd)
+    std::vector<int32_t> positions_;
+    std::vector<int32_t> sequences_;
+};
+
+} // namespace dspark

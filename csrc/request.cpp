@@ -1,0 +1,59 @@
+#include "request.h"
+
+#include <stdexcept>
+
+namespace dspark {
+
+namespace {
+
+void require(bool holds, const std::string& message) {
+    if (!holds) {
+        throw std::invalid_argument(message);
+    }
+}
+
+} // namespace
+
+const char* finish_reason_name(FinishReason reason) {
+    switch (reason) {
+    case FinishReason::none:
+        return "none";
+    case FinishReason::stop:
+        return "stop";
+    case FinishReason::length:
+        return "length";
+    case FinishReason::context_full:
+        return "context_full";
+    case FinishReason::cancelled:
+        return "cancelled";
+    case FinishReason::error:
+        return "error";
+    }
+    return "none";
+}
+
+void RequestOptions::validate() const {
+    sampling.validate();
+    require(max_tokens >= 1, "max_tokens must be at least 1, got " + std::to_string(max_tokens));
+    require(n_logprobs >= -1 && n_logprobs <= 1000,
+            "n_logprobs must be between -1 and 1000, got " + std::to_string(n_logprobs));
+    require(draft_limit >= -1, "draft_limit must be -1 or more, got " + std::to_string(draft_limit));
+}
+
+Verification RequestOptions::rule() const {
+    if (verification) {
+        return *verification;
+    }
+    return sampling.is_greedy() ? Verification::exact : Verification::block;
+}
+
+Request::Request(uint64_t request_id, std::vector<int32_t> prompt, RequestOptions request_options)
+    : id(request_id), options(std::move(request_options)), tokens(std::move(prompt)),
+      n_prompt(static_cast<int32_t>(tokens.size())), random(options.sampling.seed) {
+    stats.n_prompt = n_prompt;
+    for (const int32_t token : tokens) {
+        counts.push_prompt(token);
+    }
+}
+
+} // namespace dspark

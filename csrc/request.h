@@ -1,0 +1,76 @@
+// One request from submit to its last event. Owns: its tokens, options, counts and figures. Must not know: caches,
+// models, other requests. Threads: built by the submitter, then the engine's alone.
+#pragma once
+
+#include "acceptance.h"
+#include "sampling.h"
+
+#include <chrono>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace dspark {
+
+using Clock = std::chrono::steady_clock;
+
+enum class FinishReason { none, stop, length, context_full, cancelled, error };
+[[nodiscard]] const char* finish_reason_name(FinishReason reason);
+
+struct RequestOptions {
+    SamplingOptions sampling;
+    int32_t max_tokens = 128;
+    bool ignore_eos = false;
+    int32_t n_logprobs = -1; // -1: none; 0: the chosen token's; n: the n best too
+    // Empty: exact when greedy, block when sampling (DESIGN section 2).
+    std::optional<Verification> verification;
+    int32_t draft_limit = -1; // -1: the engine's policy; 0: off; n: at most n drafted tokens a round
+
+    // Throws std::invalid_argument: "<name> must <rule>, got <value>".
+    void validate() const;
+    [[nodiscard]] Verification rule() const;
+};
+
+// Counts cover decode rounds; the token that prefill yields belongs to no round.
+struct RequestStats {
+    int32_t n_prompt = 0;
+    int32_t n_rounds = 0;    // target passes that decoded this request
+    int32_t n_drafted = 0;   // tokens the drafter proposed
+    int32_t n_scheduled = 0; // of those, sent to the target
+    int32_t n_accepted = 0;  // of those, accepted by the verification rule
+    int32_t n_committed = 0; // tokens the rounds added to the text, corrections and bonus tokens included
+    std::vector<int32_t> scheduled_per_position; // (block_size)
+    std::vector<int32_t> accepted_per_position;  // (block_size)
+    // Wall time of the steps this request took part in, shared passes counted in full.
+    double queue_ms = 0;
+    double prefill_ms = 0;
+    double draft_ms = 0;
+    double verify_ms = 0;
+    double host_ms = 0; // the rest of the rounds: heads' host part, sampling, injection
+};
+
+enum class Phase { prefill, decode, finished };
+
+struct Request {
+    Request(uint64_t request_id, std::vector<int32_t> prompt, RequestOptions request_options);
+
+    [[nodiscard]] int32_t n_generated() const { return static_cast<int32_t>(tokens.size()) - n_prompt; }
+    [[nodiscard]] int32_t n_remaining() const { return options.max_tokens - n_generated(); }
+    // Position of the anchor: the last token, whose own state the target has not computed yet.
+    [[nodiscard]] int32_t anchor_position() const { return static_cast<int32_t>(tokens.size()) - 1; }
+
+    uint64_t id;
+    RequestOptions options;
+    std::vector<int32_t> tokens; // prompt, then output
+    int32_t n_prompt;
+    int32_t n_cached = 0; // leading tokens whose rows stand in the target's cache
+    int32_t sequence = -1;
+    Phase phase = Phase::prefill;
+    TokenCounts counts;
+    RandomStream random;
+    RequestStats stats;
+    Clock::time_point submitted = Clock::now();
+};
+
+} // namespace dspark

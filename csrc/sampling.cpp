@@ -1,0 +1,400 @@
+// Implements sampling.h. A vocabulary has 152k entries in common models: passes over it go through vector_loops.h, and
+// nothing here sorts it.
+#include "sampling.h"
+
+#include "vector_loops.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <limits>
+#include <numeric>
+#include <stdexcept>
+#include <string>
+
+namespace dspark {
+namespace {
+
+constexpr float kInf = std::numeric_limits<float>::infinity();
+constexpr size_t kGroup = 64; // elements under one group maximum: stride kLanes inside one chunk
+constexpr size_t kChunk = kLanes * kGroup;
+
+std::string show(int32_t value) { return std::to_string(value); }
+std::string show(float value) { // to_string would print 1e-7 as 0.000000
+    char text[32];
+    std::snprintf(text, sizeof(text), "%g", static_cast<double>(value));
+    return text;
+}
+
+template <class T> void require(bool ok, const char* name, const char* rule, T value) {
+    if (!ok) {
+        throw std::invalid_argument(std::string(name) + " must " + rule + ", got " + show(value));
+    }
+}
+
+[[noreturn]] void throw_invalid_logit(std::span<const float> logits) {
+    const auto it = std::find_if(logits.begin(), logits.end(), [](float x) { return !(x < kInf); });
+    throw std::runtime_error("logits must not hold NaN or +inf, got " + std::to_string(*it) + " at token " +
+                             std::to_string(it - logits.begin()));
+}
+
+// Strictly ascending ids that start at 0 and end at n - 1 are 0 .. n - 1: nothing to write in the steady state.
+void assign_all_ids(size_t n, std::vector<int32_t>& ids) {
+    if (ids.size() != n || ids.front() != 0 || ids.back() != static_cast<int32_t>(n - 1)) {
+        ids.resize(n);
+        std::iota(ids.begin(), ids.end(), 0);
+    }
+}
+
+float apply_penalties(float logit, const TokenCounts::Entry& entry, const SamplingOptions& options) {
+    if (entry.n_prompt + entry.n_output == 0) {
+        return logit;
+    }
+    logit = logit > 0.0f ? logit / options.repetition_penalty : logit * options.repetition_penalty;
+    if (entry.n_output > 0) {
+        logit -= static_cast<float>(entry.n_output) * options.frequency_penalty + options.presence_penalty;
+    }
+    return logit;
+}
+
+} // namespace
+
+void SamplingOptions::validate() const {
+    require(std::isfinite(temperature) && temperature >= 0.0f, "temperature", "be finite and at least 0", temperature);
+    require(top_k >= 0, "top_k", "be 0 (off) or positive", top_k);
+    require(top_p > 0.0f && top_p <= 1.0f, "top_p", "be above 0 and at most 1", top_p);
+    require(min_p >= 0.0f && min_p <= 1.0f, "min_p", "be between 0 and 1", min_p);
+    require(std::isfinite(repetition_penalty) && repetition_penalty > 0.0f, "repetition_penalty",
+            "be finite and above 0", repetition_penalty);
+    require(std::fabs(presence_penalty) <= 2.0f, "presence_penalty", "be between -2 and 2", presence_penalty);
+    require(std::fabs(frequency_penalty) <= 2.0f, "frequency_penalty", "be between -2 and 2", frequency_penalty);
+    for (const auto& [id, bias] : logit_bias) {
+        require(id >= 0, "logit_bias token", "be at least 0", id);
+        require(std::isfinite(bias), "logit_bias value", "be finite", bias);
+    }
+}
+
+TokenCounts::Entry& TokenCounts::entry(int32_t id) {
+    const auto [it, is_new] = index_.try_emplace(id, entries_.size());
+    if (is_new) {
+        entries_.push_back({id, 0, 0});
+    }
+    return entries_[it->second];
+}
+
+void TokenCounts::pop_output(int32_t id) {
+    Entry& found = entry(id);
+    if (found.n_output == 0) {
+        throw std::logic_error("pop_output token must have been pushed, got " + std::to_string(id));
+    }
+    --found.n_output;
+}
+
+float Distribution::prob(int32_t id) const {
+    // Ascending ids: ids[id] == id exactly when all smaller ids are present too, as without truncation.
+    if (id >= 0 && static_cast<size_t>(id) < ids.size() && ids[static_cast<size_t>(id)] == id) {
+        return probs[static_cast<size_t>(id)];
+    }
+    const auto it = std::lower_bound(ids.begin(), ids.end(), id);
+    return it != ids.end() && *it == id ? probs[static_cast<size_t>(it - ids.begin())] : 0.0f;
+}
+
+int32_t sample(const Distribution& distribution, double u) {
+    const std::span<const float> probs = distribution.probs;
+    double cumulative = 0.0;
+    for (size_t begin = 0; begin < probs.size(); begin += kSumBlock) {
+        const size_t n = std::min(kSumBlock, probs.size() - begin);
+        const double block = sum_block(probs.data() + begin, n);
+        double walked = cumulative;
+        for (size_t i = begin; cumulative + block > u && i < begin + n; ++i) {
+            walked += static_cast<double>(probs[i]);
+            if (walked > u && probs[i] > 0.0f) {
+                return distribution.ids[i];
+            }
+        }
+        cumulative += block;
+    }
+    // Rounding left u above the sum: it belongs to the last token that can be drawn at all.
+    const auto last = std::find_if(probs.rbegin(), probs.rend(), [](float p) { return p > 0.0f; });
+    if (last == probs.rend()) {
+        throw std::runtime_error("cannot sample a distribution: no token has a positive probability");
+    }
+    return distribution.ids[static_cast<size_t>(probs.rend() - last) - 1];
+}
+
+void adjust_logits(std::span<float> logits, const SamplingOptions& options, const TokenCounts& counts) {
+    for (const auto& [id, bias] : options.logit_bias) {
+        if (id < 0 || static_cast<size_t>(id) >= logits.size()) {
+            throw std::invalid_argument("logit_bias token must be below n_vocab " + std::to_string(logits.size()) +
+                                        ", got " + std::to_string(id));
+        }
+        logits[static_cast<size_t>(id)] += bias;
+    }
+    if (!options.has_penalties()) {
+        return;
+    }
+    for (const auto& entry : counts.entries()) {
+        if (entry.id >= 0 && static_cast<size_t>(entry.id) < logits.size()) {
+            float& logit = logits[static_cast<size_t>(entry.id)];
+            logit = apply_penalties(logit, entry, options);
+        }
+    }
+}
+
+float adjust_logit(float logit, int32_t id, const SamplingOptions& options, const TokenCounts& counts) {
+    for (const auto& [bias_id, bias] : options.logit_bias) {
+        logit += bias_id == id ? bias : 0.0f;
+    }
+    const auto* entry = options.has_penalties() ? counts.find(id) : nullptr;
+    return entry != nullptr ? apply_penalties(logit, *entry, options) : logit;
+}
+
+bool DistributionBuilder::ranks_before(const Ranked& a, const Ranked& b) {
+    return a.weight != b.weight ? a.weight > b.weight : a.id < b.id;
+}
+
+// Fills group_max_ and returns the row's maximum. Group g of chunk c holds elements c * kChunk + g + i * kLanes.
+float DistributionBuilder::scan_groups(std::span<const float> logits) {
+    const size_t n_chunks = (logits.size() + kChunk - 1) / kChunk;
+    group_max_.resize(n_chunks * kLanes);
+    bool is_valid = true;
+    for (size_t c = 0; c < n_chunks; ++c) {
+        const float* chunk = logits.data() + c * kChunk;
+        const size_t n = std::min(kChunk, logits.size() - c * kChunk);
+        // Two passes over a chunk that stays in the first cache are faster than one with twice the registers.
+        max_lanes(chunk, n, &group_max_[c * kLanes]);
+        is_valid &= is_below_infinity(chunk, n);
+    }
+    if (!is_valid) {
+        throw_invalid_logit(logits);
+    }
+    const float largest = n_chunks == 0 ? -kInf : *std::max_element(group_max_.begin(), group_max_.end());
+    if (largest == -kInf) {
+        throw std::runtime_error("logits must hold a finite value, got none");
+    }
+    return largest;
+}
+
+// All values >= threshold into ranked_, looking only into groups whose maximum reaches it. scan_groups(values) came
+// before.
+void DistributionBuilder::collect_at_least(std::span<const float> values, float threshold) {
+    ranked_.clear();
+    for (size_t group = 0; group < group_max_.size(); ++group) {
+        if (group_max_[group] < threshold) {
+            continue;
+        }
+        const size_t begin = group / kLanes * kChunk + group % kLanes;
+        const size_t end = std::min(values.size(), group / kLanes * kChunk + kChunk);
+        for (size_t i = begin; i < end; i += kLanes) {
+            if (values[i] >= threshold && values[i] > -kInf) {
+                ranked_.push_back({values[i], static_cast<int32_t>(i)});
+            }
+        }
+    }
+}
+
+int32_t DistributionBuilder::argmax(std::span<const float> logits) {
+    collect_at_least(logits, scan_groups(logits));
+    return std::min_element(ranked_.begin(), ranked_.end(), ranks_before)->id;
+}
+
+// The k-th largest group maximum is a lower bound of the k-th largest logit, and few logits beyond the k lie above it.
+void DistributionBuilder::select_top_k(std::span<const float> logits, int32_t k, Candidates& out) {
+    out.clear();
+    scan_groups(logits);
+    const auto n_wanted = static_cast<size_t>(std::max(k, 0));
+    float threshold = -kInf;
+    if (n_wanted > 0 && n_wanted <= group_max_.size()) {
+        group_order_ = group_max_;
+        const auto kth = group_order_.begin() + static_cast<std::ptrdiff_t>(n_wanted - 1);
+        std::nth_element(group_order_.begin(), kth, group_order_.end(), std::greater<>());
+        threshold = *kth;
+    }
+    collect_at_least(logits, threshold);
+    const size_t n = std::min(n_wanted, ranked_.size());
+    const auto middle = ranked_.begin() + static_cast<std::ptrdiff_t>(n);
+    std::nth_element(ranked_.begin(), middle, ranked_.end(), ranks_before);
+    std::sort(ranked_.begin(), middle, ranks_before);
+    for (auto it = ranked_.begin(); it != middle; ++it) {
+        out.ids.push_back(it->id);
+        out.logits.push_back(it->weight);
+    }
+}
+
+std::span<const float> DistributionBuilder::adjusted(std::span<const float> logits, const SamplingOptions& options,
+                                                     const TokenCounts& counts) {
+    if (!options.changes_logits()) {
+        return logits;
+    }
+    adjusted_.assign(logits.begin(), logits.end());
+    adjust_logits(adjusted_, options, counts);
+    return adjusted_;
+}
+
+void DistributionBuilder::target_distribution(std::span<const float> logits, const SamplingOptions& options,
+                                              const TokenCounts& counts, Distribution& out) {
+    truncated_distribution(adjusted(logits, options, counts), options.truncation(), out);
+}
+
+int32_t DistributionBuilder::argmax_token(std::span<const float> logits, const SamplingOptions& options,
+                                          const TokenCounts& counts) {
+    return argmax(adjusted(logits, options, counts));
+}
+
+void DistributionBuilder::truncated_distribution(std::span<const float> logits, const Truncation& truncation,
+                                                 Distribution& out) {
+    if (truncation.is_greedy()) {
+        out.assign_single(argmax(logits));
+    } else if (truncation.top_k > 0 && static_cast<size_t>(truncation.top_k) < logits.size()) {
+        select_top_k(logits, truncation.top_k, selected_);
+        candidate_distribution(selected_, truncation, out);
+    } else {
+        full_distribution(logits, truncation, out);
+    }
+}
+
+void DistributionBuilder::candidate_distribution(const Candidates& candidates, const Truncation& truncation,
+                                                 Distribution& out) {
+    ranked_.clear();
+    for (size_t i = 0; i < candidates.ids.size(); ++i) {
+        if (!(candidates.logits[i] < kInf)) {
+            throw_invalid_logit(candidates.logits);
+        }
+        if (candidates.logits[i] > -kInf) {
+            ranked_.push_back({candidates.logits[i], candidates.ids[i]});
+        }
+    }
+    if (ranked_.empty()) {
+        throw std::runtime_error("logits must hold a finite value, got none");
+    }
+    if (truncation.is_greedy()) {
+        out.assign_single(std::min_element(ranked_.begin(), ranked_.end(), ranks_before)->id);
+        return;
+    }
+    keep_best(truncation.top_k);
+    emit(truncation, weigh_ranked(truncation.temperature), out);
+}
+
+// top_k = 0 keeps all.
+void DistributionBuilder::keep_best(int32_t top_k) {
+    if (top_k > 0 && static_cast<size_t>(top_k) < ranked_.size()) {
+        std::nth_element(ranked_.begin(), ranked_.begin() + top_k, ranked_.end(), ranks_before);
+        ranked_.resize(static_cast<size_t>(top_k));
+    }
+}
+
+// Logits become weights relative to the largest; returns their sum.
+double DistributionBuilder::weigh_ranked(float temperature) {
+    const auto largest = static_cast<double>(std::min_element(ranked_.begin(), ranked_.end(), ranks_before)->weight);
+    double total = 0.0;
+    for (auto& entry : ranked_) {
+        const double weight =
+            std::exp((static_cast<double>(entry.weight) - largest) / static_cast<double>(temperature));
+        entry.weight = static_cast<float>(weight);
+        total += weight;
+    }
+    return total;
+}
+
+// Keeps the smallest best-ranked set whose mass reaches `wanted`: a quickselect by mass, so a flat distribution over
+// the whole vocabulary costs O(n) too.
+void DistributionBuilder::keep_mass(double wanted) {
+    const auto at = [this](size_t i) { return ranked_.begin() + static_cast<std::ptrdiff_t>(i); };
+    size_t low = 0;
+    size_t high = ranked_.size();
+    while (high - low > 32) {
+        const size_t middle = low + (high - low) / 2;
+        std::nth_element(at(low), at(middle), at(high), ranks_before);
+        const double mass = sum_weights(std::span(ranked_).subspan(low, middle - low));
+        if (mass >= wanted) {
+            high = middle;
+        } else {
+            low = middle;
+            wanted -= mass;
+        }
+    }
+    std::sort(at(low), at(high), ranks_before);
+    while (low < high && wanted > 0.0) {
+        wanted -= static_cast<double>(ranked_[low++].weight);
+    }
+    ranked_.resize(low);
+}
+
+double DistributionBuilder::sum_weights(std::span<const Ranked> ranked) {
+    return std::accumulate(ranked.begin(), ranked.end(), 0.0,
+                           [](double sum, const Ranked& r) { return sum + static_cast<double>(r.weight); });
+}
+
+// ranked_ holds weights relative to the largest, `total` is what top_p is a fraction of.
+void DistributionBuilder::emit(const Truncation& truncation, double total, Distribution& out) {
+    if (truncation.top_p < 1.0f) {
+        keep_mass(static_cast<double>(truncation.top_p) * total);
+    }
+    std::erase_if(ranked_, [&](const Ranked& r) { return r.weight < truncation.min_p; });
+    std::sort(ranked_.begin(), ranked_.end(), [](const Ranked& a, const Ranked& b) { return a.id < b.id; });
+    const double kept = sum_weights(ranked_);
+    out.ids.clear();
+    out.probs.clear();
+    for (const auto& entry : ranked_) {
+        out.ids.push_back(entry.id);
+        out.probs.push_back(static_cast<float>(static_cast<double>(entry.weight) / kept));
+    }
+}
+
+void DistributionBuilder::full_distribution(std::span<const float> logits, const Truncation& truncation,
+                                            Distribution& out) {
+    const float largest = scan_groups(logits);
+    exp_all(logits, largest, 1.0f / truncation.temperature, weights_);
+    const double total = sum_all(weights_);
+    if (truncation.top_p < 1.0f || truncation.min_p > 0.0f) {
+        collect_nucleus(logits, largest, total, truncation);
+        emit(truncation, total, out);
+        return;
+    }
+    assign_all_ids(weights_.size(), out.ids);
+    out.probs.resize(weights_.size());
+    const auto scale = static_cast<float>(1.0 / total);
+    std::transform(weights_.begin(), weights_.end(), out.probs.begin(), [scale](float w) { return w * scale; });
+}
+
+// Into ranked_: a superset of what top_p and min_p keep, found by lowering a threshold until the mass above it
+// suffices.
+void DistributionBuilder::collect_nucleus(std::span<const float> logits, float largest, double total,
+                                          const Truncation& truncation) {
+    // One hundredth of a nat below the exact bound: emit() applies min_p itself.
+    const float floor = largest + truncation.temperature * (std::log(truncation.min_p) - 0.01f);
+    const double wanted = static_cast<double>(truncation.top_p) * total;
+    for (float depth_nats = 8.0f;; depth_nats *= 2.0f) {
+        const float threshold =
+            depth_nats > 87.0f ? floor : std::max(floor, largest - depth_nats * truncation.temperature);
+        collect_at_least(logits, threshold);
+        for (auto& entry : ranked_) {
+            entry.weight = weights_[static_cast<size_t>(entry.id)];
+        }
+        if (threshold == floor || sum_weights(ranked_) >= wanted) {
+            return;
+        }
+    }
+}
+
+TopLogprobs top_logprobs(std::span<const float> logits, int32_t chosen, int32_t n_best) {
+    if (chosen < 0 || static_cast<size_t>(chosen) >= logits.size()) {
+        throw std::invalid_argument("chosen token must be below n_vocab " + std::to_string(logits.size()) + ", got " +
+                                    std::to_string(chosen));
+    }
+    DistributionBuilder builder;
+    Candidates best;
+    builder.select_top_k(logits, std::max(n_best, 1), best);
+    const float largest = best.logits.front();
+    std::vector<float> weights;
+    exp_all(logits, largest, 1.0f, weights);
+    const double log_total = static_cast<double>(largest) + std::log(sum_all(weights));
+    const auto log_prob = [&](float logit) { return static_cast<float>(static_cast<double>(logit) - log_total); };
+    TopLogprobs out{log_prob(logits[static_cast<size_t>(chosen)]), {}};
+    for (size_t i = 0; i < static_cast<size_t>(std::max(n_best, 0)) && i < best.ids.size(); ++i) {
+        out.best.emplace_back(best.ids[i], log_prob(best.logits[i]));
+    }
+    return out;
+}
+
+} // namespace dspark

@@ -1,0 +1,40 @@
+// A drafter that plays a script: always right, always wrong, or both in turn. The engine's tests use it to force every
+// accept pattern; the text must not change. Owns the scripts. Must not know models.
+#pragma once
+
+#include "drafter.h"
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+namespace dspark {
+
+class ScriptedDrafter final : public Drafter {
+  public:
+    enum class Mode { right, wrong, alternating };
+
+    // scripts[i]: all tokens (prompt and continuation) of the i-th submitted request; later requests start over.
+    ScriptedDrafter(std::vector<std::vector<int32_t>> scripts, Mode mode, int32_t block_size, int32_t n_vocab);
+
+    [[nodiscard]] int32_t block_size() const override { return block_size_; }
+    [[nodiscard]] bool has_confidence() const override { return false; }
+    void draft(std::span<const DraftTask> tasks, std::span<BlockDraft> drafts) override;
+    void inject(std::span<const ContextRow> rows) override; // throws std::logic_error on a gap
+    void forget(int32_t sequence) override { last_positions_.erase(sequence); }
+    [[nodiscard]] int32_t last_position(int32_t sequence) const override;
+
+  private:
+    [[nodiscard]] int32_t token_at(uint64_t request_id, int32_t position) const;
+
+    std::vector<std::vector<int32_t>> scripts_;
+    Mode mode_;
+    int32_t block_size_;
+    int32_t n_vocab_;
+    std::map<int32_t, int32_t> last_positions_;
+};
+
+[[nodiscard]] ScriptedDrafter::Mode parse_script_mode(const std::string& name);
+
+} // namespace dspark

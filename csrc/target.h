@@ -1,0 +1,37 @@
+// What the engine needs of a target model: decode rows, read logits and features, forget rows. LlamaTarget is the real
+// one; the tests bring toy targets whose distribution is known. Owned and called by the engine's thread.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+namespace dspark {
+
+// One row of a batch: `token` stands at `position` of `sequence`; `output` asks for its logits.
+struct BatchRow {
+    int32_t token;
+    int32_t position;
+    int32_t sequence;
+    bool output;
+};
+
+class Target {
+  public:
+    virtual ~Target() = default;
+
+    [[nodiscard]] virtual int32_t n_vocab() const = 0;
+    [[nodiscard]] virtual bool is_end_of_generation(int32_t token) const = 0;
+
+    // One forward pass over all rows; rows of one sequence stand together, positions ascending and gapless after what
+    // the cache holds. Throws DecodeError, and then holds none of the rows.
+    virtual void decode(std::span<const BatchRow> rows) = 0;
+
+    // Views of the last decode by batch row; dead after the next one.
+    [[nodiscard]] virtual std::span<const float> logits(int32_t row) = 0; // (n_vocab)
+
+    // Forgets the cells of `sequence` at positions >= begin.
+    virtual void remove(int32_t sequence, int32_t begin) = 0;
+    [[nodiscard]] virtual int32_t last_position(int32_t sequence) const = 0; // -1: empty
+};
+
+} // namespace dspark

@@ -1,0 +1,124 @@
+// Loops over long float arrays, written over kLanes independent lanes so that compilers vectorise them without
+// -ffast-math. Owns: arithmetic only. Must not know: what the numbers mean. Threads: pure functions. Each result
+// depends on its input alone (never on alignment or on neighbours), so equal rows give equal bits.
+#pragma once
+
+#include <algorithm>
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <span>
+#include <vector>
+
+namespace dspark {
+
+inline constexpr size_t kLanes = 16;
+inline constexpr size_t kSumBlock = 256; // elements summed in float before they go into a double
+
+// Pairwise: no chain of kLanes dependent additions. Fixed trip counts keep the lanes in registers.
+inline float sum_lanes(const float (&lanes)[kLanes]) {
+    float quarter[kLanes / 4];
+    for (size_t j = 0; j < kLanes / 4; ++j) {
+        quarter[j] = (lanes[j] + lanes[j + 4]) + (lanes[j + 8] + lanes[j + 12]);
+    }
+    return (quarter[0] + quarter[1]) + (quarter[2] + quarter[3]);
+}
+
+// Lane j's maximum over x[j], x[j + kLanes], ...; -inf where there is none.
+inline void max_lanes(const float* x, size_t n, float* maxima) {
+    float largest[kLanes];
+    std::fill_n(largest, kLanes, -std::numeric_limits<float>::infinity());
+    const size_t whole = n - n % kLanes;
+    for (size_t i = 0; i < whole; i += kLanes) {
+        for (size_t j = 0; j < kLanes; ++j) {
+            largest[j] = x[i + j] > largest[j] ? x[i + j] : largest[j];
+        }
+    }
+    for (size_t i = whole; i < n; ++i) {
+        largest[i - whole] = std::max(largest[i - whole], x[i]);
+    }
+    std::copy_n(largest, kLanes, maxima);
+}
+
+// False when x holds NaN or +inf.
+inline bool is_below_infinity(const float* x, size_t n) {
+    int32_t n_bad = 0;
+    for (size_t i = 0; i < n; ++i) {
+        n_bad |= x[i] < std::numeric_limits<float>::infinity() ? 0 : 1;
+    }
+    return n_bad == 0;
+}
+
+// exp for x <= 0 (no NaN), within 2e-7 relative; 0 below -87, where float exp would leave the normal range. Adding 1.5
+// * 2^23 rounds to an integer and leaves it in the low mantissa bits, from where it is shifted into an exponent; the
+// rest is Taylor's series on |r| <= ln(2) / 2, whose first dropped term is 5e-9. The range test compares bits (among
+// negative floats the integer order is the reverse order), because a floating-point comparison could trap and so stops
+// vectorisation.
+inline float exp_nonpositive(float x) {
+    constexpr float kRound = 12582912.0f;
+    constexpr auto kLowest = std::bit_cast<int32_t>(-87.0f);
+    const int32_t bits = std::bit_cast<int32_t>(x) | std::numeric_limits<int32_t>::min();
+    const float clamped = std::bit_cast<float>(bits < kLowest ? bits : kLowest);
+    const float shifted = clamped * 1.44269504f + kRound;
+    const float n = shifted - kRound;
+    const float r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
+    float poly = 1.0f / 5040.0f;
+    poly = poly * r + 1.0f / 720.0f;
+    poly = poly * r + 1.0f / 120.0f;
+    poly = poly * r + 1.0f / 24.0f;
+    poly = poly * r + 1.0f / 6.0f;
+    poly = poly * r + 0.5f;
+    poly = poly * r + 1.0f;
+    poly = poly * r + 1.0f;
+    const int32_t scale = (std::bit_cast<int32_t>(shifted) << 23) + (127 << 23);
+    const int32_t keep = bits <= kLowest ? -1 : 0;
+    return std::bit_cast<float>(std::bit_cast<int32_t>(poly * std::bit_cast<float>(scale)) & keep);
+}
+
+inline double sum_block(const float* x, size_t n) {
+    float lanes[kLanes] = {};
+    const size_t whole = n - n % kLanes;
+    for (size_t i = 0; i < whole; i += kLanes) {
+        for (size_t j = 0; j < kLanes; ++j) {
+            lanes[j] += x[i + j];
+        }
+    }
+    for (size_t i = whole; i < n; ++i) {
+        lanes[i - whole] += x[i];
+    }
+    return static_cast<double>(sum_lanes(lanes));
+}
+
+inline double sum_all(std::span<const float> x) {
+    double total = 0.0;
+    for (size_t begin = 0; begin < x.size(); begin += kSumBlock) {
+        total += sum_block(x.data() + begin, std::min(kSumBlock, x.size() - begin));
+    }
+    return total;
+}
+
+inline void exp_all(std::span<const float> logits, float largest, float inverse_temperature,
+                    std::vector<float>& weights) {
+    weights.resize(logits.size());
+    for (size_t i = 0; i < logits.size(); ++i) {
+        weights[i] = exp_nonpositive((logits[i] - largest) * inverse_temperature);
+    }
+}
+
+// (n,) . (n,)
+inline float dot(const float* a, const float* b, size_t n) {
+    float lanes[kLanes] = {};
+    const size_t whole = n - n % kLanes;
+    for (size_t i = 0; i < whole; i += kLanes) {
+        for (size_t j = 0; j < kLanes; ++j) {
+            lanes[j] += a[i + j] * b[i + j];
+        }
+    }
+    for (size_t i = whole; i < n; ++i) {
+        lanes[i - whole] += a[i] * b[i];
+    }
+    return sum_lanes(lanes);
+}
+
+} // namespace dspark

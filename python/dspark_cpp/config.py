@@ -1,0 +1,346 @@
+"""What a caller may ask for: the options of a request and of an engine, and the only home of their defaults.
+
+Checked when they are made, so that a bad value is named where it was written, not somewhere inside a step. Plain data:
+knows no engine, no text, no thread.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Literal, TypedDict
+
+__all__ = [
+    "DemoConfig",
+    "DraftChoice",
+    "EngineConfig",
+    "EngineOptions",
+    "Head",
+    "KVType",
+    "Policy",
+    "SamplingParams",
+    "Verification",
+    "params_per_prompt",
+]
+
+Verification = Literal["auto", "exact", "rejection", "block"]
+Head = Literal["candidates", "full", "graph"]
+KVType = Literal["f16", "f32", "bf16", "q8_0"]
+DraftChoice = Literal["auto", "off"] | int
+Policy = Literal["auto", "off", "full"] | int
+
+_INT_MAX = 2**31 - 1
+_SEED_MAX = 2**64 - 1
+_FLOAT_MAX = 1e30  # the engine computes in 32-bit floats: anything larger would silently become infinite there
+_LOGPROBS_MAX = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How one request is sampled, when it ends, and how it may be sped up.
+
+    Parameters
+    ----------
+    max_tokens : int
+        Most tokens to generate, at least 1.
+    temperature : float
+        0 takes the likeliest token. The default 1 is the model's own distribution: nothing is sharpened or cut off
+        unless the caller says so.
+    top_k : int
+        Keep the `top_k` likeliest tokens; 0 keeps all.
+    top_p : float
+        Keep the smallest set of likeliest tokens with at least this probability, in (0, 1]; 1 keeps all.
+    min_p : float
+        Drop tokens below `min_p` times the largest probability, in [0, 1].
+    repetition_penalty : float
+        Above 0. Logits of tokens of prompt and output are divided (positive) or multiplied (negative) by it; 1 is off.
+    presence_penalty, frequency_penalty : float
+        In [-2, 2]. Taken off the logits of tokens of the output, once or times their count.
+    logit_bias : mapping of int to float, optional
+        Token id to what is added to its logit.
+    seed : int, optional
+        In [0, 2**64). Same seed, same text, whatever else runs beside it. None draws a fresh one for each request.
+    stop : str or sequence of str
+        The text ends before the first of these that appears in it.
+    ignore_eos : bool
+        Go on after an end-of-text token.
+    logprobs : int, optional
+        None: none. 0: the log-probability of every token chosen. n: those of the n likeliest tokens too.
+    verification : {"auto", "exact", "rejection", "block"}
+        How drafted tokens are checked; each leaves the distribution of the text as it is. "auto" is "exact" at
+        temperature 0 and "block" otherwise.
+    draft : {"auto", "off"} or int
+        Most drafted tokens a round for this request. "auto" leaves it to the engine's policy; 0 is "off".
+
+    Raises
+    ------
+    TypeError
+        A value of the wrong type, or an unknown option.
+    ValueError
+        A value out of its range: `<name> must <rule>, got <value>`.
+    """
+
+    max_tokens: int = 128
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] | None = None
+    seed: int | None = None
+    stop: str | Sequence[str] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    verification: Verification = "auto"
+    draft: DraftChoice = "auto"
+
+    def __post_init__(self) -> None:
+        self._check_lengths()
+        self._check_distribution()
+        _store(self, "logit_bias", _biases(self.logit_bias))
+        _store(self, "stop", _stop_strings(self.stop))
+        _check_bool("ignore_eos", self.ignore_eos)
+        _check_choice("verification", self.verification, ("auto", "exact", "rejection", "block"))
+        _store(self, "draft", _count_or_choice("draft", self.draft, ("auto", "off")))
+
+    def _check_lengths(self) -> None:
+        _store(self, "max_tokens", _integer("max_tokens", self.max_tokens, 1, _INT_MAX))
+        if self.seed is not None:
+            _store(self, "seed", _integer("seed", self.seed, 0, _SEED_MAX))
+        if self.logprobs is not None:
+            _store(self, "logprobs", _integer("logprobs", self.logprobs, 0, _LOGPROBS_MAX))
+
+    def _check_distribution(self) -> None:
+        _store(self, "temperature", _number("temperature", self.temperature, 0.0, _FLOAT_MAX))
+        _store(self, "top_k", _integer("top_k", self.top_k, 0, _INT_MAX))
+        _store(self, "top_p", _number("top_p", self.top_p, 0.0, 1.0, above=True))
+        _store(self, "min_p", _number("min_p", self.min_p, 0.0, 1.0))
+        repetition = _number("repetition_penalty", self.repetition_penalty, 0.0, _FLOAT_MAX, above=True)
+        _store(self, "repetition_penalty", repetition)
+        _store(self, "presence_penalty", _number("presence_penalty", self.presence_penalty, -2.0, 2.0))
+        _store(self, "frequency_penalty", _number("frequency_penalty", self.frequency_penalty, -2.0, 2.0))
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """`stop` as a tuple, whatever it was given as."""
+        return tuple(self.stop)
+
+    @property
+    def draft_limit(self) -> int:
+        """`draft` as the engine takes it: -1 for its own policy, else the most drafted tokens a round."""
+        return {"auto": -1, "off": 0}[self.draft] if isinstance(self.draft, str) else self.draft
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """How a pair of models is loaded and run.
+
+    Parameters
+    ----------
+    n_ctx : int
+        Most tokens of one request, prompt and output together; 0 is what the model was trained with, at most 4096.
+    n_parallel : int
+        Requests that run at the same time; the cache grows with it.
+    n_gpu_layers : int
+        Layers kept on the GPU; -1 is all of them.
+    n_threads, n_threads_batch : int
+        Threads for a decode and for a prefill; 0 is the number of physical cores.
+    n_batch : int
+        Most rows of one forward pass of the target.
+    kv_type : {"f16", "f32", "bf16", "q8_0"}
+        Type of the target's cache. The drafter's is always f16: quantizing it ruins acceptance.
+    head : {"candidates", "full", "graph"}
+        Form of the sequential head: over the `n_candidates` likeliest tokens of a slot, over the whole vocabulary
+        (the reference), or as a graph on the drafter's device.
+    n_candidates : int
+        Candidates per slot.
+    policy : {"auto", "off", "full"} or int
+        Drafted tokens verified a round: the engine's choice, none, the full block, or a fixed number.
+    draft_window : int
+        Newest tokens the drafter can see. Drafters are trained at 4096, and fall apart far beyond it.
+    max_queue : int
+        Requests that may wait; one more is refused with QueueFullError.
+    flash_attention : bool
+        Use llama.cpp's fused attention.
+    use_mmap : bool
+        Map the files instead of reading them.
+    check_tensors : bool
+        Look for invalid numbers in the files while loading.
+
+    Raises
+    ------
+    TypeError
+        A value of the wrong type, or an unknown option.
+    ValueError
+        A value out of its range: `<name> must <rule>, got <value>`.
+    """
+
+    n_ctx: int = 0
+    n_parallel: int = 1
+    n_gpu_layers: int = -1
+    n_threads: int = 0
+    n_threads_batch: int = 0
+    n_batch: int = 512
+    kv_type: KVType = "f16"
+    head: Head = "candidates"
+    n_candidates: int = 64
+    policy: Policy = "auto"
+    draft_window: int = 4096
+    max_queue: int = 512
+    flash_attention: bool = True
+    use_mmap: bool = True
+    check_tensors: bool = False
+
+    def __post_init__(self) -> None:
+        for name, low in _ENGINE_MINIMA.items():
+            _store(self, name, _integer(name, getattr(self, name), low, _INT_MAX))
+        for name in ("flash_attention", "use_mmap", "check_tensors"):
+            _check_bool(name, getattr(self, name))
+        _check_choice("kv_type", self.kv_type, ("f16", "f32", "bf16", "q8_0"))
+        _check_choice("head", self.head, ("candidates", "full", "graph"))
+        _store(self, "policy", _count_or_choice("policy", self.policy, ("auto", "off", "full")))
+
+    @property
+    def draft_length(self) -> int:
+        """`policy` as the engine takes it: -1 for the full block, else drafted tokens verified a round."""
+        return {"auto": -1, "off": 0, "full": -1}[self.policy] if isinstance(self.policy, str) else self.policy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoConfig:
+    """How long the demo takes.
+
+    Parameters
+    ----------
+    n_repeats : int
+        Timed runs of each prompt, at least 1; a slow machine makes fewer.
+    max_tokens : int
+        Most tokens per answer, at least 2.
+    """
+
+    n_repeats: int = 3
+    max_tokens: int = 160
+
+    def __post_init__(self) -> None:
+        _store(self, "n_repeats", _integer("n_repeats", self.n_repeats, 1, _INT_MAX))
+        _store(self, "max_tokens", _integer("max_tokens", self.max_tokens, 2, _INT_MAX))
+
+
+def params_per_prompt(params: object, n_prompts: int) -> list[SamplingParams]:
+    """Give each prompt its SamplingParams, from None, one for all, or as many as there are prompts."""
+    if params is None or isinstance(params, SamplingParams):
+        return [params or SamplingParams()] * n_prompts
+    if not isinstance(params, Sequence) or not all(isinstance(one, SamplingParams) for one in params):
+        raise TypeError(f"sampling_params must be SamplingParams, one or one per prompt, got {params!r}")
+    if len(params) != n_prompts:
+        raise ValueError(f"sampling_params must be one, or as many as prompts ({n_prompts}), got {len(params)}")
+    return list(params)
+
+
+class EngineOptions(TypedDict, total=False):
+    """The keywords of `LLM`: those of `EngineConfig`, for type checkers."""
+
+    n_ctx: int
+    n_parallel: int
+    n_gpu_layers: int
+    n_threads: int
+    n_threads_batch: int
+    n_batch: int
+    kv_type: KVType
+    head: Head
+    n_candidates: int
+    policy: Policy
+    draft_window: int
+    max_queue: int
+    flash_attention: bool
+    use_mmap: bool
+    check_tensors: bool
+
+
+_ENGINE_MINIMA = {
+    "n_ctx": 0,
+    "n_parallel": 1,
+    "n_gpu_layers": -1,
+    "n_threads": 0,
+    "n_threads_batch": 0,
+    "n_batch": 1,
+    "n_candidates": 1,
+    "draft_window": 1,
+    "max_queue": 1,
+}
+
+
+def _store(options: object, name: str, value: object) -> None:
+    object.__setattr__(options, name, value)  # frozen: only __post_init__ may, to keep the checked form
+
+
+def _integer(name: str, value: object, low: int, high: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    number = int(value)
+    if not low <= number <= high:
+        rule = f"be at least {low}" if number < low else f"be at most {high}"
+        raise ValueError(f"{name} must {rule}, got {number}")
+    return number
+
+
+def _number(name: str, value: object, low: float, high: float, *, above: bool = False) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be finite, got {value}")
+    if number < low or number > high or (above and number == low):
+        rule = f"be {'above' if above else 'at least'} {low:g}" if number <= low else f"be at most {high:g}"
+        raise ValueError(f"{name} must {rule}, got {value}")
+    return number
+
+
+def _check_bool(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+
+
+def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a string, got {value!r}")
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def _count_or_choice(name: str, value: object, choices: Sequence[str]) -> str | int:
+    if isinstance(value, str):
+        if value not in choices:
+            raise ValueError(f"{name} must be one of {', '.join(choices)} or a number of tokens, got {value!r}")
+        return value
+    return _integer(name, value, 0, _INT_MAX)
+
+
+def _stop_strings(value: object) -> tuple[str, ...]:
+    if not isinstance(value, str | Sequence) or isinstance(value, bytes):
+        raise TypeError(f"stop must be a string or a sequence of strings, got {value!r}")
+    strings = (value,) if isinstance(value, str) else tuple(value)
+    for string in strings:
+        if not isinstance(string, str):
+            raise TypeError(f"stop must hold strings, got {string!r}")
+        if not string:
+            raise ValueError("stop must hold strings of at least one character, got ''")
+    return strings
+
+
+def _biases(value: object) -> dict[int, float] | None:
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        raise TypeError(f"logit_bias must map token ids to numbers, got {value!r}")
+    return {
+        _integer("logit_bias token", token, 0, _INT_MAX): _number("logit_bias value", bias, -_FLOAT_MAX, _FLOAT_MAX)
+        for token, bias in value.items()
+    }

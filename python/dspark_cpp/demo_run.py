@@ -1,0 +1,261 @@
+"""`dspark demo`: plain decoding and DSpark side by side on the bundled pair, told honestly.
+
+Owns: what is run and timed, and how it is shown. Must not know: anything that `LLM` does not offer to everybody.
+
+Plain decoding is an LLM without a drafter, so that it carries none of speculation's costs. Both take turns, prompt by
+prompt, so that a machine that slows down slows both; the figures are medians over the repetitions. Speed is tokens per
+second of the engine's own time in rounds: prefill and the printing here are in neither.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import median
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from dspark_cpp.chat import Completion
+from dspark_cpp.config import DemoConfig, SamplingParams
+from dspark_cpp.llm import LLM
+
+__all__ = ["run_demo"]
+
+_FOLDER = Path(__file__).parent / "demo"
+_BUDGET_SECONDS = 50.0  # no repetition but the first begins after this: a slow machine gets fewer, not a longer wait
+_N_CTX = 1024
+_ACCEPTED_STYLE = "bold green"
+_PAYS = 1.02  # below this a difference is noise, above it a gain worth the word
+
+
+@dataclass(slots=True)
+class _Tally:
+    """The figures of one way of decoding, on one domain, in one repetition."""
+
+    n_committed: int = 0
+    n_rounds: int = 0
+    draft_ms: float = 0.0
+    verify_ms: float = 0.0
+    host_ms: float = 0.0
+
+    def add(self, completion: Completion) -> None:
+        """Count one answer."""
+        stats = completion.stats
+        self.n_committed += stats.n_committed
+        self.n_rounds += stats.n_rounds
+        self.draft_ms += stats.draft_ms
+        self.verify_ms += stats.verify_ms
+        self.host_ms += stats.host_ms
+
+    @property
+    def round_ms(self) -> float:
+        """Time of one round."""
+        return (self.draft_ms + self.verify_ms + self.host_ms) / max(self.n_rounds, 1)
+
+    @property
+    def accepted_length(self) -> float:
+        """Tokens per round."""
+        return self.n_committed / max(self.n_rounds, 1)
+
+    @property
+    def speed(self) -> float:
+        """Tokens per second."""
+        return 1000.0 * self.accepted_length / self.round_ms if self.n_rounds else 0.0
+
+
+@dataclass(slots=True)
+class _Domain:
+    """One domain's prompts, and its figures by repetition."""
+
+    name: str
+    prompts: list[str]
+    plain: list[_Tally] = field(default_factory=list)
+    dspark: list[_Tally] = field(default_factory=list)
+
+    @property
+    def ratio(self) -> float:
+        """Speed of DSpark over that of plain decoding, repetition by repetition, the median of it."""
+        return median(
+            spark.speed / max(plain.speed, 1e-9) for plain, spark in zip(self.plain, self.dspark, strict=True)
+        )
+
+
+class _Demo:
+    """Both models, the terminal, and the clock."""
+
+    def __init__(self, plain: LLM, dspark: LLM, console: Console) -> None:
+        self._plain = plain
+        self._dspark = dspark
+        self._console = console
+        self._began = time.perf_counter()
+
+    def ask(self, llm: LLM, prompt: str, params: SamplingParams) -> Completion:
+        """Answer one prompt through the model's chat template."""
+        return llm.chat([{"role": "user", "content": prompt}], params)
+
+    def show_answers(self, domains: Sequence[_Domain], params: SamplingParams) -> None:
+        """Print the first answer of each domain with its accepted tokens marked; warms both models up as well."""
+        legend = Text("Accepted draft tokens look ").append(*self._mark("like this"))
+        self._console.print(legend.append("; the others are the target's own.\n"))
+        for domain in domains:
+            self.ask(self._plain, domain.prompts[0], params)
+            answer = self.ask(self._dspark, domain.prompts[0], params)
+            self._console.print(Text(f"{domain.name}: {domain.prompts[0]}", style="bold"), soft_wrap=True)
+            self._console.print(self._marked(answer), soft_wrap=True)
+            self._console.print()
+
+    def check_identity(self, domains: Sequence[_Domain], params: SamplingParams) -> None:
+        """Compare greedy text with speculation off and on, token by token, in the same engine and cache."""
+        prompts = [prompt for domain in domains for prompt in domain.prompts]
+        wrong = [line for prompt in prompts if (line := self._difference(prompt, params))]
+        n_same = len(prompts) - len(wrong)
+        style = "green" if not wrong else "bold red"
+        self._console.print(
+            f"Greedy text with speculation off and on: {n_same} of {len(prompts)} identical.", style=style
+        )
+        for line in wrong:
+            self._console.print(line, soft_wrap=True)
+        if wrong:
+            self._console.print(
+                "A batch of several tokens rounds differently from one token alone, which can flip two nearly equal "
+                "logits; more than the odd case means a bug.",
+                soft_wrap=True,
+            )
+
+    def _difference(self, prompt: str, params: SamplingParams) -> str:
+        off = self.ask(self._dspark, prompt, replace(params, draft="off")).token_ids
+        on = self.ask(self._dspark, prompt, params).token_ids
+        if off == on:
+            return ""
+        pairs = enumerate(zip(off, on, strict=False))
+        at = next((i for i, (a, b) in pairs if a != b), min(len(off), len(on)))
+        return f"  differs from token {at} of {len(off)}: {prompt}"
+
+    def measure(self, domains: Sequence[_Domain], params: SamplingParams, n_repeats: int, until_s: float) -> int:
+        """Time both ways of decoding in turns; returns how many repetitions the time was enough for."""
+        for repeat in range(n_repeats):
+            if repeat > 0 and time.perf_counter() - self._began > until_s:
+                return repeat
+            for domain in domains:
+                self._measure_once(domain, replace(params, seed=repeat))
+        return n_repeats
+
+    def _measure_once(self, domain: _Domain, params: SamplingParams) -> None:
+        plain, dspark = _Tally(), _Tally()
+        for prompt in domain.prompts:
+            plain.add(self.ask(self._plain, prompt, params))
+            dspark.add(self.ask(self._dspark, prompt, params))
+        domain.plain.append(plain)
+        domain.dspark.append(dspark)
+
+    def _marked(self, answer: Completion) -> Text:
+        """Return the text of an answer, accepted tokens marked; half a character waits for its other half."""
+        text, decoder = Text(), codecs.getincrementaldecoder("utf-8")("replace")
+        run, is_run_drafted = "", False
+        for token, is_drafted in zip(answer.token_ids, answer.drafted, strict=True):
+            if is_drafted != is_run_drafted:
+                text.append(*self._mark(run) if is_run_drafted else (run,))
+                run, is_run_drafted = "", is_drafted
+            run += decoder.decode(self._dspark.model.token_to_piece(token))
+        return text.append(*self._mark(run) if is_run_drafted else (run,))
+
+    def _mark(self, text: str) -> tuple[str, str]:
+        """Show `text` as accepted: in colour, or between brackets where there is none."""
+        has_color = self._console.color_system is not None and not self._console.no_color
+        left, right = "[]" if self._console.options.ascii_only else "‹›"
+        return (text if has_color or not text else f"{left}{text}{right}", _ACCEPTED_STYLE)
+
+
+def run_demo(config: DemoConfig, console: Console | None = None) -> None:
+    """Run the demo and print it.
+
+    Parameters
+    ----------
+    config : DemoConfig
+        How often, and how long.
+    console : Console, optional
+        Where to print.
+    """
+    console = console or Console(highlight=False)
+    greedy = SamplingParams(temperature=0.0, max_tokens=config.max_tokens)
+    with LLM(_FOLDER / "target.gguf", n_ctx=_N_CTX) as plain, LLM.demo(n_ctx=_N_CTX) as dspark:
+        demo = _Demo(plain, dspark, console)
+        at_zero, at_one = _read_domains(), _read_domains()
+        demo.show_answers(at_zero, greedy)
+        demo.check_identity(at_zero, greedy)
+        n_done = demo.measure(at_zero, greedy, config.n_repeats, _BUDGET_SECONDS / 2)
+        console.print(_table(f"Temperature 0, medians of {n_done} interleaved runs", at_zero))
+        n_done = demo.measure(at_one, replace(greedy, temperature=1.0), config.n_repeats, _BUDGET_SECONDS)
+        console.print(_table(f"Temperature 1, medians of {n_done} interleaved runs", at_one))
+        console.print(_verdict(at_zero), style="bold", soft_wrap=True)
+
+
+def _read_domains() -> list[_Domain]:
+    prompts = json.loads((_FOLDER / "prompts.json").read_text(encoding="utf-8"))
+    return [_Domain(name, list(texts)) for name, texts in prompts.items()]
+
+
+def _table(title: str, domains: Sequence[_Domain]) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE)
+    table.add_column("domain")
+    for heading in _HEADINGS:
+        table.add_column(heading, justify="right")
+    for domain in [*domains, _total(domains)]:
+        spark = domain.dspark
+        table.add_row(
+            domain.name,
+            f"{median(tally.speed for tally in domain.plain):.0f}",
+            f"{median(tally.speed for tally in spark):.0f}",
+            f"{domain.ratio:.2f}x",
+            f"{median(tally.accepted_length for tally in spark):.2f}",
+            *(f"{median(getattr(tally, name) / max(tally.n_rounds, 1) for tally in spark):.2f}" for name in _PARTS),
+        )
+    return table
+
+
+_HEADINGS = ("plain\ntokens/s", "DSpark\ntokens/s", "ratio", "accepted\nlength", "draft\nms", "verify\nms", "host\nms")
+_PARTS = ("draft_ms", "verify_ms", "host_ms")
+
+
+def _total(domains: Sequence[_Domain]) -> _Domain:
+    """All domains as one, token by token."""
+    total = _Domain("all", [])
+    for index in range(len(domains[0].plain)):
+        total.plain.append(_sum([domain.plain[index] for domain in domains]))
+        total.dspark.append(_sum([domain.dspark[index] for domain in domains]))
+    return total
+
+
+def _sum(tallies: Sequence[_Tally]) -> _Tally:
+    return _Tally(
+        n_committed=sum(tally.n_committed for tally in tallies),
+        n_rounds=sum(tally.n_rounds for tally in tallies),
+        draft_ms=sum(tally.draft_ms for tally in tallies),
+        verify_ms=sum(tally.verify_ms for tally in tallies),
+        host_ms=sum(tally.host_ms for tally in tallies),
+    )
+
+
+def _verdict(domains: Sequence[_Domain]) -> str:
+    """Say whether speculation pays here, and why."""
+    total = _total(domains)
+    plain_ms = median(tally.round_ms for tally in total.plain)
+    round_ms = median(tally.round_ms for tally in total.dspark)
+    length = median(tally.accepted_length for tally in total.dspark)
+    cost = f"{round_ms / plain_ms:.1f} plain steps ({round_ms:.2f} ms against {plain_ms:.2f} ms)"
+    why = f"a round costs {cost} and yields {length:.1f} tokens"
+    if total.ratio >= _PAYS:
+        return f"On this machine speculation is {total.ratio:.2f}x of plain decoding at temperature 0: {why}."
+    advice = 'With this pair and this machine, policy="off" is the faster choice.'
+    return f"On this machine speculation does not pay: {total.ratio:.2f}x of plain decoding, since {why}. {advice}"
+
+
+if __name__ == "__main__":
+    run_demo(DemoConfig())

@@ -1,0 +1,89 @@
+"""What tests share: the bundled pair, the same pair in 32-bit floats, and prompts for it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+DEMO = Path(__file__).parents[1] / "python" / "dspark_cpp" / "demo"
+
+
+@pytest.fixture(scope="session")
+def demo_target() -> Path:
+    """The bundled target."""
+    return DEMO / "target.gguf"
+
+
+@pytest.fixture(scope="session")
+def demo_drafter() -> Path:
+    """The bundled drafter."""
+    return DEMO / "drafter.gguf"
+
+
+@pytest.fixture(scope="session")
+def f32_target(demo_target: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled target in 32-bit floats: batched and single passes then agree but for the last bits."""
+    return dequantize(demo_target, tmp_path_factory.mktemp("f32") / "target.gguf")
+
+
+@pytest.fixture(scope="session")
+def f32_drafter(demo_drafter: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled drafter in 32-bit floats."""
+    return dequantize(demo_drafter, tmp_path_factory.mktemp("f32") / "drafter.gguf")
+
+
+@pytest.fixture(scope="session")
+def demo_questions() -> dict[str, list[str]]:
+    """Questions of the three domains that the pair has not seen."""
+    questions: dict[str, list[str]] = json.loads((DEMO / "prompts.json").read_text(encoding="utf-8"))
+    return questions
+
+
+@pytest.fixture(scope="session")
+def questions(demo_questions: dict[str, list[str]]) -> list[str]:
+    """All of them in one list."""
+    return [question for domain in demo_questions.values() for question in domain]
+
+
+@pytest.fixture(scope="session")
+def llm(f32_target: Path, f32_drafter: Path) -> Iterator[Any]:
+    """The f32 pair with room for 8 requests; tests that close an LLM make their own."""
+    from dspark_cpp import LLM
+
+    with LLM(f32_target, f32_drafter, n_ctx=512, n_parallel=8, kv_type="f32") as llm:
+        yield llm
+
+
+def dequantize(source: Path, destination: Path) -> Path:
+    """Write `source` again with every float tensor in 32-bit floats."""
+    gguf = pytest.importorskip("gguf")
+    reader = gguf.GGUFReader(source)
+    writer = gguf.GGUFWriter(destination, arch=reader.fields["general.architecture"].contents())
+    for field in reader.fields.values():
+        copy_field(gguf, writer, field)
+    for tensor in reader.tensors:
+        is_integer = tensor.tensor_type.name in ("I8", "I16", "I32", "I64")
+        writer.add_tensor(
+            tensor.name, tensor.data if is_integer else gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        )
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return destination
+
+
+def copy_field(gguf: Any, writer: Any, field: Any) -> None:
+    """Copy one metadata entry, but for those the writer makes itself and the file type, which changes."""
+    if field.name.startswith("GGUF.") or field.name == "general.architecture":
+        return
+    if field.name == "general.file_type":
+        writer.add_file_type(gguf.LlamaFileType.ALL_F32)
+        return
+    kind = field.types[0]
+    element = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
+    writer.add_key_value(field.name, field.contents(), kind, element)

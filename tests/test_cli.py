@@ -1,0 +1,214 @@
+"""cli: the commands as a user runs them, in a process of their own."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+import time
+
+import pytest
+
+pytest.importorskip("dspark_cpp._core")
+
+from dspark_cpp import cli
+
+
+def dspark(*arguments: object, text: str | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "dspark_cpp.cli", *map(str, arguments)]
+    environment = {**os.environ, "NO_COLOR": "1", "PYTHONIOENCODING": "utf-8"}
+    given = {"stdin": subprocess.DEVNULL} if text is None else {"input": text}
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, **given)
+
+
+def assert_error(result: subprocess.CompletedProcess[str], *parts: str) -> None:
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert re.fullmatch(r"error: .+\n", result.stderr)
+    for part in parts:
+        assert part in result.stderr
+
+
+def test_run_answers_one_question(demo_target, demo_drafter, questions):
+    result = dspark("run", demo_target, "-d", demo_drafter, questions[0], "-n", 24, "-t", 0)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    again = dspark("run", "demo", questions[0], "-n", 24, "-t", 0, "--policy", "off")
+    assert len(again.stdout) > 10
+    assert result.stdout == again.stdout  # the pair by name, and without speculation
+
+
+def test_run_reads_standard_input(questions):
+    piped = dspark("run", "demo", "-n", 16, "-t", 0, text=questions[0])
+    assert piped.stdout == dspark("run", "demo", questions[0], "-n", 16, "-t", 0).stdout
+
+
+def test_run_shows_the_figures_of_speculation():
+    result = dspark("run", "demo", "Once", "--raw", "-n", 24, "--seed", 1, "--stats")
+    assert result.returncode == 0
+    assert re.search(r"\d+ rounds of \d+\.\d+ tokens; drafted \d+, verified \d+, accepted \d+", result.stderr)
+
+
+def test_run_repeats_itself_with_a_seed():
+    first, again = (dspark("run", "demo", "Once", "--raw", "-n", 16, "--seed", 5).stdout for _ in range(2))
+    assert first == again
+
+
+def test_run_stops_before_a_stop_string(questions):
+    whole = dspark("run", "demo", questions[0], "-n", 32, "-t", 0).stdout
+    stop = whole[8:11]
+    cut = dspark("run", "demo", questions[0], "-n", 32, "-t", 0, "--stop", stop).stdout
+    assert cut == whole[: whole.index(stop)] + "\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (("run", "no/such/file.gguf", "hello"), "no/such/file.gguf"),
+        (("run", os.devnull, "hello"), os.devnull),
+        (("run", "demo", "hello", "--top-p", "3"), "top_p must be at most 1, got 3.0"),
+        (("run", "demo", "hello", "--temperature", "nan"), "temperature must be finite, got nan"),
+        (("run", "demo", "hello", "--policy", "always"), "policy must be one of"),
+        (("run", "demo", "hello", "--head", "none"), "head must be one of"),
+        (("run", "demo", "hello", "--n-ctx", "4"), "n_ctx = 4"),
+        (("run", "demo", ""), "prompt must"),
+        (("inspect", "no/such/file.gguf"), "no/such/file.gguf"),
+        (("demo", "--n-repeats", "0"), "n_repeats must be at least 1, got 0"),
+    ],
+)
+def test_errors_are_one_line(arguments, part):
+    if arguments[:3] == ("run", "demo", ""):
+        arguments = (*arguments, "--raw")
+    assert_error(dspark(*arguments), part)
+
+
+@pytest.mark.parametrize(
+    "arguments", [("run",), ("run", "demo", "x", "--bogus"), ("nothing",), ("run", "demo", "x", "-n", "a")]
+)
+def test_wrong_usage_is_status_2(arguments):
+    result = dspark(*arguments)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("command", [(), ("run",), ("info",), ("demo",), ("inspect",)])
+def test_help_of_every_command(command):
+    result = dspark(*command, "--help")
+    assert result.returncode == 0
+    assert "Usage" in result.stdout
+
+
+def test_inspect_is_mounted(demo_drafter, demo_target):
+    result = dspark("inspect", demo_drafter, "--target", demo_target)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "dflash" in result.stdout
+
+
+def test_info_says_what_this_is():
+    from dspark_cpp import build_info
+
+    result = dspark("info")
+    assert result.returncode == 0
+    for part in (build_info().version, build_info().llama_cpp_commit, "CPU"):
+        assert part in result.stdout
+    assert ("WARNING" in result.stderr) == bool(set(build_info().requested_backends) - set(build_info().backends))
+
+
+def test_info_warns_of_a_backend_that_is_missing(monkeypatch, capsys):
+    class Build:
+        requested_backends = ("CPU", "CUDA", "RPC")
+        backends = ("CPU", "rpc")
+
+    cli._warn_of_missing_backends(Build())
+    assert "asked for when this was built, but not in it: CUDA\n" in capsys.readouterr().err
+
+
+def test_demo_compares_both_ways_of_decoding():
+    result = dspark("demo", "--n-repeats", 1, "--max-tokens", 12)
+    assert (result.returncode, result.stderr) == (0, "")
+    for part in ("arithmetic", "code", "chat", "Temperature 0", "Temperature 1", "accepted", "of plain decoding"):
+        assert part in result.stdout
+    assert re.search(r"speculation off and on: \d+ of \d+ identical", result.stdout)
+    assert "\x1b" not in result.stdout  # no colours where nobody asked for them
+
+
+# ---- the chat in the terminal ----
+
+
+class Terminal:
+    """`dspark run demo` on a terminal of its own."""
+
+    def __init__(self, *arguments: object) -> None:
+        self._unread = ""
+        self._ours, theirs = pty.openpty()
+        command = [sys.executable, "-m", "dspark_cpp.cli", "run", "demo", *map(str, arguments)]
+        environment = {**os.environ, "TERM": "dumb", "NO_COLOR": "1"}
+        self._process = subprocess.Popen(
+            command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, start_new_session=True
+        )
+        os.close(theirs)
+
+    def type(self, text: str) -> None:
+        os.write(self._ours, text.encode())
+
+    def interrupt(self) -> None:
+        self._process.send_signal(2)
+
+    def read_until(self, text: str, seconds: float = 30) -> str:
+        deadline = time.monotonic() + seconds
+        while text not in self._unread:
+            assert time.monotonic() < deadline, self._unread
+            if select.select([self._ours], [], [], 0.1)[0]:
+                self._unread += os.read(self._ours, 4096).decode("utf-8", "replace")
+        shown, _, self._unread = self._unread.partition(text)
+        return shown
+
+    def wait(self) -> int:
+        status = self._process.wait(20)
+        os.close(self._ours)
+        return status
+
+
+def test_chat_answers_until_told_to_leave(questions):
+    terminal = Terminal("-n", 8, "-t", 0, "--stats")
+    terminal.read_until(">>> ")
+    for _ in range(2):
+        terminal.type(f"{questions[0]}\n")
+        shown = terminal.read_until("]\r\n>>> ")
+        assert "rounds of" in shown
+    terminal.type("/clear\n")
+    terminal.read_until(">>> ")
+    terminal.type("/exit\n")
+    assert terminal.wait() == 0
+
+
+def test_chat_leaves_at_the_end_of_input():
+    terminal = Terminal()
+    terminal.read_until(">>> ")
+    terminal.type("\x04")
+    assert terminal.wait() == 0
+
+
+def test_chat_ctrl_c_stops_the_answer_only():
+    terminal = Terminal("-t", 5, "--raw", "--n-ctx", 4000)
+    terminal.read_until(">>> ")
+    terminal.type("One\n")
+    terminal.read_until("One")
+    time.sleep(0.2)
+    terminal.interrupt()
+    terminal.read_until(">>> ")
+    terminal.type("/exit\n")
+    assert terminal.wait() == 0
+
+
+def test_chat_goes_on_after_an_error():
+    terminal = Terminal("--n-ctx", 64, "-n", 4)
+    terminal.read_until(">>> ")
+    terminal.type("word " * 200 + "\n")
+    terminal.read_until("error: ")
+    terminal.read_until(">>> ")
+    terminal.type("\x04")
+    assert terminal.wait() == 0

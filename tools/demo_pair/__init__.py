@@ -1,0 +1,1 @@
+"""Training and writing of the demo pair: tokenizer, target, drafters and their files. Needs torch."""
