@@ -1,15 +1,12 @@
 // The sequential head as one ggml graph on the drafter's own device, batched over requests: the third form behind
-// SequentialHead. Owns: a copy of the Markov weights on the device, and the graphs. Must not know: KV caches,
-// verification, llama.cpp. Threads: one head per thread. graph_head.cpp is, beside llama_api*.cpp, the only file that
-// includes ggml headers; no ggml type shows here.
+// SequentialHead. Owns: the layout of a batch, the candidate restriction, the draft distribution; block_graph.h has the
+// device. Must not know: ggml, KV caches, verification. Threads: one head per thread.
 #pragma once
 
 #include "sequential_head.h"
 
-#include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <span>
 #include <string>
 
 namespace dspark {
@@ -33,10 +30,5 @@ struct GraphHeadOptions {
 // Throws std::invalid_argument for weights, devices or options that do not fit, ModelLoadError when the device cannot
 // hold the weights; draft_blocks() also throws DecodeError when the device fails. `weights` must outlive the head.
 [[nodiscard]] std::unique_ptr<SequentialHead> make_graph_head(HeadWeights weights, const GraphHeadOptions& options);
-
-// A table stored in one of ggml's types ("f32", "f16", "q8_0", ...), which the device then keeps where it can.
-// Throws std::invalid_argument for an unknown type or a size that does not fit.
-[[nodiscard]] RowTable make_row_table(const std::string& type_name, std::span<const std::byte> data, int64_t n_rows,
-                                      int64_t n_cols);
 
 } // namespace dspark

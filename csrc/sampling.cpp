@@ -5,8 +5,11 @@
 #include "vector_loops.h"
 
 #include <algorithm>
+#include <array>
+#include <bit>
 #include <cmath>
 #include <cstdio>
+#include <iterator>
 #include <limits>
 #include <numeric>
 #include <stdexcept>
@@ -90,38 +93,6 @@ void TokenCounts::pop_output(int32_t id) {
     --found.n_output;
 }
 
-float Distribution::prob(int32_t id) const {
-    // Ascending ids: ids[id] == id exactly when all smaller ids are present too, as without truncation.
-    if (id >= 0 && static_cast<size_t>(id) < ids.size() && ids[static_cast<size_t>(id)] == id) {
-        return probs[static_cast<size_t>(id)];
-    }
-    const auto it = std::lower_bound(ids.begin(), ids.end(), id);
-    return it != ids.end() && *it == id ? probs[static_cast<size_t>(it - ids.begin())] : 0.0f;
-}
-
-int32_t sample(const Distribution& distribution, double u) {
-    const std::span<const float> probs = distribution.probs;
-    double cumulative = 0.0;
-    for (size_t begin = 0; begin < probs.size(); begin += kSumBlock) {
-        const size_t n = std::min(kSumBlock, probs.size() - begin);
-        const double block = sum_block(probs.data() + begin, n);
-        double walked = cumulative;
-        for (size_t i = begin; cumulative + block > u && i < begin + n; ++i) {
-            walked += static_cast<double>(probs[i]);
-            if (walked > u && probs[i] > 0.0f) {
-                return distribution.ids[i];
-            }
-        }
-        cumulative += block;
-    }
-    // Rounding left u above the sum: it belongs to the last token that can be drawn at all.
-    const auto last = std::find_if(probs.rbegin(), probs.rend(), [](float p) { return p > 0.0f; });
-    if (last == probs.rend()) {
-        throw std::runtime_error("cannot sample a distribution: no token has a positive probability");
-    }
-    return distribution.ids[static_cast<size_t>(probs.rend() - last) - 1];
-}
-
 void adjust_logits(std::span<float> logits, const SamplingOptions& options, const TokenCounts& counts) {
     for (const auto& [id, bias] : options.logit_bias) {
         if (id < 0 || static_cast<size_t>(id) >= logits.size()) {
@@ -190,6 +161,26 @@ void DistributionBuilder::collect_at_least(std::span<const float> values, float 
                 ranked_.push_back({values[i], static_cast<int32_t>(i)});
             }
         }
+    }
+}
+
+// The weights of all logits >= threshold into ranked_, by ascending id. Appending without a branch, chunk by chunk,
+// beats walking groups when much is kept.
+void DistributionBuilder::collect_weights(std::span<const float> logits, float threshold) {
+    ranked_.clear();
+    for (size_t begin = 0; begin < logits.size(); begin += kChunk) {
+        const float* maxima = &group_max_[begin / kGroup];
+        if (*std::max_element(maxima, maxima + kLanes) < threshold) {
+            continue;
+        }
+        const size_t end = std::min(logits.size(), begin + kChunk);
+        size_t n = ranked_.size();
+        ranked_.resize(n + end - begin);
+        for (size_t i = begin; i < end; ++i) {
+            ranked_[n] = {weights_[i], static_cast<int32_t>(i)};
+            n += logits[i] >= threshold ? 1 : 0;
+        }
+        ranked_.resize(n);
     }
 }
 
@@ -296,28 +287,32 @@ double DistributionBuilder::weigh_ranked(float temperature) {
     return total;
 }
 
-// Keeps the smallest best-ranked set whose mass reaches `wanted`: a quickselect by mass, so a flat distribution over
-// the whole vocabulary costs O(n) too.
+// Keeps the smallest best-ranked set whose mass reaches `wanted`, in place and in order. Bins of an eighth of an
+// octave, read off the weight's bits, leave only the boundary bin to sort: O(n) for a flat distribution over the whole
+// vocabulary too.
 void DistributionBuilder::keep_mass(double wanted) {
-    const auto at = [this](size_t i) { return ranked_.begin() + static_cast<std::ptrdiff_t>(i); };
-    size_t low = 0;
-    size_t high = ranked_.size();
-    while (high - low > 32) {
-        const size_t middle = low + (high - low) / 2;
-        std::nth_element(at(low), at(middle), at(high), ranks_before);
-        const double mass = sum_weights(std::span(ranked_).subspan(low, middle - low));
-        if (mass >= wanted) {
-            high = middle;
-        } else {
-            low = middle;
-            wanted -= mass;
+    const auto bin_of = [](float weight) { // 0 for weight 1, 1016 for weight 0
+        return (std::bit_cast<uint32_t>(1.0f) - std::bit_cast<uint32_t>(weight)) >> 20;
+    };
+    std::array<double, 1017> bin_mass{};
+    for (const auto& entry : ranked_) {
+        bin_mass[bin_of(entry.weight)] += static_cast<double>(entry.weight);
+    }
+    size_t bin = 0;
+    while (bin + 1 < bin_mass.size() && bin_mass[bin] < wanted) {
+        wanted -= bin_mass[bin++];
+    }
+    boundary_.clear();
+    std::copy_if(ranked_.begin(), ranked_.end(), std::back_inserter(boundary_),
+                 [&](const Ranked& r) { return bin_of(r.weight) == bin; });
+    std::sort(boundary_.begin(), boundary_.end(), ranks_before);
+    for (const auto& entry : boundary_) {
+        wanted -= static_cast<double>(entry.weight);
+        if (wanted <= 0.0) {
+            std::erase_if(ranked_, [&](const Ranked& r) { return ranks_before(entry, r); });
+            return;
         }
     }
-    std::sort(at(low), at(high), ranks_before);
-    while (low < high && wanted > 0.0) {
-        wanted -= static_cast<double>(ranked_[low++].weight);
-    }
-    ranked_.resize(low);
 }
 
 double DistributionBuilder::sum_weights(std::span<const Ranked> ranked) {
@@ -331,7 +326,10 @@ void DistributionBuilder::emit(const Truncation& truncation, double total, Distr
         keep_mass(static_cast<double>(truncation.top_p) * total);
     }
     std::erase_if(ranked_, [&](const Ranked& r) { return r.weight < truncation.min_p; });
-    std::sort(ranked_.begin(), ranked_.end(), [](const Ranked& a, const Ranked& b) { return a.id < b.id; });
+    const auto by_id = [](const Ranked& a, const Ranked& b) { return a.id < b.id; };
+    if (!std::is_sorted(ranked_.begin(), ranked_.end(), by_id)) {
+        std::sort(ranked_.begin(), ranked_.end(), by_id);
+    }
     const double kept = sum_weights(ranked_);
     out.ids.clear();
     out.probs.clear();
@@ -367,10 +365,7 @@ void DistributionBuilder::collect_nucleus(std::span<const float> logits, float l
     for (float depth_nats = 8.0f;; depth_nats *= 2.0f) {
         const float threshold =
             depth_nats > 87.0f ? floor : std::max(floor, largest - depth_nats * truncation.temperature);
-        collect_at_least(logits, threshold);
-        for (auto& entry : ranked_) {
-            entry.weight = weights_[static_cast<size_t>(entry.id)];
-        }
+        collect_weights(logits, threshold);
         if (threshold == floor || sum_weights(ranked_) >= wanted) {
             return;
         }

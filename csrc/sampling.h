@@ -4,6 +4,8 @@
 // thread.
 #pragma once
 
+#include "distribution.h"
+
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -79,23 +81,6 @@ class TokenCounts {
     std::unordered_map<int32_t, size_t> index_;
 };
 
-// A normalized distribution on few or all tokens. `ids` ascend strictly, which makes the order deterministic, look-up a
-// binary search, and the residual of two distributions one linear merge.
-struct Distribution {
-    std::vector<int32_t> ids;
-    std::vector<float> probs;
-
-    [[nodiscard]] float prob(int32_t id) const; // 0 when absent
-    [[nodiscard]] size_t size() const { return ids.size(); }
-    void assign_single(int32_t id) { // all mass on one token
-        ids.assign(1, id);
-        probs.assign(1, 1.0f);
-    }
-};
-
-// Inverse transform over the ascending ids; u in [0, 1). Never returns a token of probability 0.
-[[nodiscard]] int32_t sample(const Distribution& distribution, double u);
-
 // Token ids and their logits, one for one.
 struct Candidates {
     std::vector<int32_t> ids;
@@ -139,6 +124,7 @@ class DistributionBuilder {
     void full_distribution(std::span<const float> logits, const Truncation& truncation, Distribution& out);
     void collect_nucleus(std::span<const float> logits, float largest, double total, const Truncation& truncation);
     void collect_at_least(std::span<const float> logits, float threshold);
+    void collect_weights(std::span<const float> logits, float threshold);
     void keep_best(int32_t top_k);
     void keep_mass(double wanted);
     double weigh_ranked(float temperature);
@@ -151,6 +137,7 @@ class DistributionBuilder {
     std::vector<float> group_max_;   // one maximum per group of kGroup strided logits
     std::vector<float> group_order_; // scratch for selecting among group_max_
     std::vector<Ranked> ranked_;     // candidates under selection
+    std::vector<Ranked> boundary_;   // those among which top_p cuts
     Candidates selected_;
 };
 

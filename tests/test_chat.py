@@ -151,6 +151,7 @@ def test_stats_count_tokens_per_round_and_second():
         (["hello"], TypeError),
         ([{"content": "hello"}], ValueError),
         ([{"role": "user", "content": object()}], TypeError),
+        ([{"role": "user", "content": "\ud800"}], ValueError),
     ],
 )
 def test_render_chat_refuses_what_is_no_conversation(llm, messages, error):

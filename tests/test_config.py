@@ -62,7 +62,10 @@ TYPES = [
 
 ENGINE_RANGES = [
     ({"n_ctx": -1}, "n_ctx must be at least 0, got -1"),
-    ({"n_ctx": 2**40}, "n_ctx must be at most 2147483647, got 1099511627776"),
+    ({"n_ctx": 2**40}, "n_ctx must be at most 16777216, got 1099511627776"),
+    ({"n_parallel": 257}, "n_parallel must be at most 256, got 257"),
+    ({"n_threads": 513}, "n_threads must be at most 512, got 513"),
+    ({"n_batch": 16385}, "n_batch must be at most 16384, got 16385"),
     ({"n_parallel": 0}, "n_parallel must be at least 1, got 0"),
     ({"n_gpu_layers": -2}, "n_gpu_layers must be at least -1, got -2"),
     ({"n_threads": -1}, "n_threads must be at least 0, got -1"),

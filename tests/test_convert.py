@@ -23,9 +23,10 @@ from convert_files import (
     write_checkpoint,
     write_target,
 )
-from dspark_cpp.convert import ConvertOptions, conversion, convert, gguf_writer
+from dspark_cpp.convert import ConvertOptions, conversion, convert, gguf_writer, summarize
 from dspark_cpp.convert.cli import app
 from dspark_cpp.convert.gguf_file import GGUFFile
+from dspark_cpp.convert.inspect import compare_files
 from dspark_cpp.errors import DSparkError, ModelLoadError, ModelMismatchError
 from typer.testing import CliRunner
 
@@ -439,6 +440,33 @@ def test_convert_map_outside_the_vocabulary_is_refused(setup: Setup, bad: Any) -
     setup.tensors["d2t"] = bad
     with pytest.raises(ModelLoadError, match="d2t must name different tokens below 80"):
         setup.convert()
+
+
+# The shipped pair
+
+DATA = Path(__file__).parent / "data" / "demo_pair"
+
+
+@pytest.mark.parametrize("head", ["vanilla", "gated", "rnn"])
+def test_convert_shipped_checkpoints(tmp_path: Path, demo_target: Path, head: str) -> None:
+    output = tmp_path / "drafter.gguf"
+    report = convert(ConvertOptions(DATA / head, demo_target, output))
+    assert summarize(output).facts["sequential_head"].startswith(head)
+    assert compare_files(demo_target, output) == []
+    assert max(tensor.relative_error for tensor in report.tensors) < 0.01
+    # No embedding is shipped with the checkpoint, so there is nothing to disagree with.
+    assert [note for note in report.notes if "llama.cpp itself" not in note] == []
+
+
+def test_shipped_drafter_is_what_conversion_makes(tmp_path: Path, demo_target: Path, demo_drafter: Path) -> None:
+    convert(ConvertOptions(DATA / "vanilla", demo_target, tmp_path / "drafter.gguf", name="dspark-cpp demo drafter"))
+    made, shipped = GGUFFile(tmp_path / "drafter.gguf"), GGUFFile(demo_drafter)
+    assert list(made.tensors) == list(shipped.tensors)
+    for name in made.tensors:
+        assert np.array_equal(made.tensor_rows(name), shipped.tensor_rows(name)), name
+    keys = [key for key in shipped.values if not key.startswith("dspark.calibration.")]
+    assert keys == list(made.values)
+    assert all(made.encoded(key) == shipped.encoded(key) for key in keys)
 
 
 # Refusals: everything wrong is named at once

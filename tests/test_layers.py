@@ -17,7 +17,7 @@ LAYOUT = ["cli", "demo_run", "llm", "engine_loop", "chat", "config", "convert", 
 
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
-LLAMA_HEADER = re.compile(r'#include "(llama(?!_)[^"]*|ggml[^"]*|gguf\.h|chat\.h|common\.h)"')
+LLAMA_HEADER = re.compile(r'#include [<"](llama[.-][^">]*|ggml[^">]*|gguf\.h|chat\.h|common\.h)[">]')
 
 
 def layer_of(path: Path) -> str:
@@ -52,12 +52,28 @@ def test_package_imports_nothing_until_asked():
     assert {node.module for node in at_import} <= {"__future__", "typing"}
 
 
+def pure_sources() -> list[Path]:
+    """Sources of dspark_math, the library that knows neither llama.cpp nor Python, with their headers."""
+    listed = re.search(r"add_library\(dspark_math STATIC([^)]*)\)", (ROOT / "CMakeLists.txt").read_text("utf-8"))
+    assert listed
+    sources = [ROOT / name for name in listed[1].split()]
+    return [path for source in sources for path in (source, source.with_suffix(".h")) if path.exists()]
+
+
+def test_mathematics_knows_neither_llama_cpp_nor_python():
+    for path in pure_sources():
+        text = path.read_text("utf-8")
+        assert not LLAMA_HEADER.search(text), path
+        assert "Python.h" not in text, path
+        assert "pybind11" not in text, path
+
+
 def test_only_bindings_include_pybind11():
     users = {path.parent.name for path in CSRC.rglob("*.[ch]*") if "#include <pybind11" in path.read_text("utf-8")}
-    assert users <= {"bindings"}
+    assert users == {"bindings"}
 
 
-def test_only_llama_files_include_llama_cpp():
-    users = [path for path in CSRC.rglob("*.[ch]*") if LLAMA_HEADER.search(path.read_text("utf-8"))]
+def test_only_files_named_for_it_include_llama_cpp():
+    users = [path.name for path in CSRC.rglob("*.[ch]*") if LLAMA_HEADER.search(path.read_text("utf-8"))]
     assert users
-    assert all(path.name.startswith("llama_api") for path in users), users
+    assert all(name.startswith(("llama_", "graph_")) for name in users), users

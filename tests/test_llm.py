@@ -319,7 +319,7 @@ def test_stream_is_refused_when_the_queue_is_full(f32_target, f32_drafter, promp
         (b"bytes", TypeError, "prompts must be a string"),
         ([b"bytes"], TypeError, "a prompt must be a string"),
         ({"a": 1}, TypeError, "prompts must be a string"),
-        ("\ud800", ValueError, ""),
+        ("a\ud800", ValueError, r"text must be valid Unicode, got '\\ud800' at 1"),
         ([5] * 512, ContextFullError, "n_ctx = 512"),
         ("word " * 5000, ContextFullError, "n_ctx = 512"),
     ],

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from dspark_cpp import _core
+from dspark_cpp.config import checked_text
 from dspark_cpp.errors import DecodeError
 
 __all__ = [
@@ -360,6 +361,7 @@ def render_chat(
         raise ValueError("cannot apply the chat template: the model has none; give `template`, or use `generate`")
     tools_json = json.dumps([dict(tool) for tool in tools], ensure_ascii=False) if tools else ""
     messages_json = json.dumps([dict(message) for message in messages], ensure_ascii=False)
+    checked_text("messages", messages_json)
     return model.apply_chat_template(messages_json, tools_json, template or "", True, enable_thinking)
 
 

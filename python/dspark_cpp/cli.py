@@ -68,7 +68,7 @@ def run(
     policy: Annotated[str, typer.Option(help="auto, off, full, or drafted tokens a round.")] = str(_ENGINE.policy),
     head: Annotated[str, typer.Option(help="candidates, full, graph.")] = _ENGINE.head,
     n_ctx: Annotated[int, typer.Option(help="Tokens of prompt and answer; 0: the model's.")] = _ENGINE.n_ctx,
-    n_threads: Annotated[int, typer.Option(help="0: physical cores.")] = _ENGINE.n_threads,
+    n_threads: Annotated[int, typer.Option(help="0: the engine's choice.")] = _ENGINE.n_threads,
     n_gpu_layers: Annotated[int, typer.Option(help="-1: all.")] = _ENGINE.n_gpu_layers,
     thinking: Annotated[bool, typer.Option(help="For templates that know it.")] = True,
     stats: Annotated[bool, typer.Option("--stats", help="Show the figures of speculation.")] = False,

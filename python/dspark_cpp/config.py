@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Literal, TypedDict
+from typing import Literal, TypedDict, get_args
 
 __all__ = [
     "DemoConfig",
@@ -22,12 +22,13 @@ __all__ = [
     "Policy",
     "SamplingParams",
     "Verification",
+    "checked_text",
     "params_per_prompt",
 ]
 
 Verification = Literal["auto", "exact", "rejection", "block"]
 Head = Literal["candidates", "full", "graph"]
-KVType = Literal["f16", "f32", "bf16", "q8_0"]
+KVType = Literal["f16", "f32", "bf16", "q8_0", "q4_0"]
 DraftChoice = Literal["auto", "off"] | int
 Policy = Literal["auto", "off", "full"] | int
 
@@ -104,7 +105,7 @@ class SamplingParams:
         _store(self, "logit_bias", _biases(self.logit_bias))
         _store(self, "stop", _stop_strings(self.stop))
         _check_bool("ignore_eos", self.ignore_eos)
-        _check_choice("verification", self.verification, ("auto", "exact", "rejection", "block"))
+        _check_choice("verification", self.verification, get_args(Verification))
         _store(self, "draft", _count_or_choice("draft", self.draft, ("auto", "off")))
 
     def _check_lengths(self) -> None:
@@ -148,11 +149,11 @@ class EngineConfig:
     n_gpu_layers : int
         Layers kept on the GPU; -1 is all of them.
     n_threads, n_threads_batch : int
-        Threads for a decode and for a prefill; 0 is the number of physical cores.
+        Threads for decoding and for prefill; 0 leaves their number to the engine.
     n_batch : int
         Most rows of one forward pass of the target.
-    kv_type : {"f16", "f32", "bf16", "q8_0"}
-        Type of the target's cache. The drafter's is always f16: quantizing it ruins acceptance.
+    kv_type : {"f16", "f32", "bf16", "q8_0", "q4_0"}
+        Type of the target's cache. The drafter's is never quantized: that ruins acceptance.
     head : {"candidates", "full", "graph"}
         Form of the sequential head: over the `n_candidates` likeliest tokens of a slot, over the whole vocabulary
         (the reference), or as a graph on the drafter's device.
@@ -196,12 +197,12 @@ class EngineConfig:
     check_tensors: bool = False
 
     def __post_init__(self) -> None:
-        for name, low in _ENGINE_MINIMA.items():
-            _store(self, name, _integer(name, getattr(self, name), low, _INT_MAX))
+        for name, (low, high) in _ENGINE_RANGES.items():
+            _store(self, name, _integer(name, getattr(self, name), low, high))
         for name in ("flash_attention", "use_mmap", "check_tensors"):
             _check_bool(name, getattr(self, name))
-        _check_choice("kv_type", self.kv_type, ("f16", "f32", "bf16", "q8_0"))
-        _check_choice("head", self.head, ("candidates", "full", "graph"))
+        _check_choice("kv_type", self.kv_type, get_args(KVType))
+        _check_choice("head", self.head, get_args(Head))
         _store(self, "policy", _count_or_choice("policy", self.policy, ("auto", "off", "full")))
 
     @property
@@ -241,6 +242,17 @@ def params_per_prompt(params: object, n_prompts: int) -> list[SamplingParams]:
     return list(params)
 
 
+def checked_text(name: str, text: object) -> str:
+    """Return `text` if it is a string that UTF-8 can hold: one without half of a surrogate pair."""
+    if not isinstance(text, str):
+        raise TypeError(f"{name} must be a string, got {text!r}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name} must be valid Unicode, got {text[error.start]!r} at {error.start}") from None
+    return text
+
+
 class EngineOptions(TypedDict, total=False):
     """The keywords of `LLM`: those of `EngineConfig`, for type checkers."""
 
@@ -261,16 +273,16 @@ class EngineOptions(TypedDict, total=False):
     check_tensors: bool
 
 
-_ENGINE_MINIMA = {
-    "n_ctx": 0,
-    "n_parallel": 1,
-    "n_gpu_layers": -1,
-    "n_threads": 0,
-    "n_threads_batch": 0,
-    "n_batch": 1,
-    "n_candidates": 1,
-    "draft_window": 1,
-    "max_queue": 1,
+_ENGINE_RANGES = {
+    "n_ctx": (0, 2**24),
+    "n_parallel": (1, 256),
+    "n_gpu_layers": (-1, _INT_MAX),
+    "n_threads": (0, 512),
+    "n_threads_batch": (0, 512),
+    "n_batch": (1, 2**14),
+    "n_candidates": (1, _INT_MAX),
+    "draft_window": (1, _INT_MAX),
+    "max_queue": (1, _INT_MAX),
 }
 
 

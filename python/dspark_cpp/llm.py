@@ -19,7 +19,7 @@ from typing import Any, Literal, Self, Unpack, overload
 
 from dspark_cpp import _core
 from dspark_cpp.chat import Chunk, Completion, Message, ReplyBuilder, render_chat, without_second_bos
-from dspark_cpp.config import EngineConfig, EngineOptions, SamplingParams, params_per_prompt
+from dspark_cpp.config import EngineConfig, EngineOptions, SamplingParams, checked_text, params_per_prompt
 from dspark_cpp.engine_loop import EngineLoop, RequestGroup
 from dspark_cpp.errors import QueueFullError
 
@@ -138,9 +138,7 @@ class LLM:
         -------
         list of int
         """
-        if not isinstance(text, str):
-            raise TypeError(f"text must be a string, got {text!r}")
-        return self._model.tokenize(text, add_special, parse_special)
+        return self._model.tokenize(checked_text("text", text), add_special, parse_special)
 
     def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> str:
         """Token ids to text; `special` shows special tokens by name. Bytes that are no UTF-8 become U+FFFD."""

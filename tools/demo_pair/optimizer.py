@@ -25,7 +25,9 @@ def orthogonalize(gradient: Tensor, n_steps: int = 5) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalised per matrix."""
 
-    def __init__(self, params: list[Tensor], lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.01) -> None:
+    def __init__(
+        self, params: list[Tensor], lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.01
+    ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -47,10 +49,12 @@ class PairedOptimizer:
     """Muon for hidden matrices and AdamW for embeddings, heads, norms and biases, on one schedule."""
 
     def __init__(self, params: dict[str, Tensor], muon_lr: float, adam_lr: float) -> None:
-        is_matrix = {n: p.dim() == 2 and "layers." in n or n == "fc.weight" for n, p in params.items()}
+        is_matrix = {n: (p.dim() == 2 and "layers." in n) or n == "fc.weight" for n, p in params.items()}
         self.optimizers = [
             Muon([p for n, p in params.items() if is_matrix[n]], lr=muon_lr),
-            torch.optim.AdamW([p for n, p in params.items() if not is_matrix[n]], lr=adam_lr, betas=(0.9, 0.98), weight_decay=0.0),
+            torch.optim.AdamW(
+                [p for n, p in params.items() if not is_matrix[n]], lr=adam_lr, betas=(0.9, 0.98), weight_decay=0.0
+            ),
         ]
         self.peaks = [muon_lr, adam_lr]
 

@@ -6,9 +6,10 @@ import math
 import random
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812
 from demo_text import DOMAINS, sample_document
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -40,7 +41,10 @@ def layer_shapes(c: TransformerConfig, layer: str) -> dict[str, tuple[int, ...]]
 
 def target_shapes(c: TransformerConfig) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the tied target."""
-    shapes: dict[str, tuple[int, ...]] = {"embed_tokens.weight": (c.vocab_size, c.hidden_size), "norm.weight": (c.hidden_size,)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "embed_tokens.weight": (c.vocab_size, c.hidden_size),
+        "norm.weight": (c.hidden_size,),
+    }
     for i in range(c.n_layers):
         shapes |= layer_shapes(c, f"layers.{i}")
     return shapes
@@ -53,7 +57,9 @@ def initial_weights(shapes: dict[str, tuple[int, ...]], seed: int, device: torch
     for name, shape in shapes.items():
         if name.endswith("norm.weight"):
             value = torch.ones(shape)
-        elif name.endswith(("bias", "o_proj.weight", "down_proj.weight", "markov_w2.weight", "confidence_head.proj.weight")):
+        elif name.endswith(
+            ("bias", "o_proj.weight", "down_proj.weight", "markov_w2.weight", "confidence_head.proj.weight")
+        ):
             value = torch.zeros(shape)
         else:
             std = 0.02 if name.startswith(("embed", "markov")) else 0.5 / math.sqrt(shape[-1])
@@ -73,25 +79,47 @@ def packed_rows(tokenizer: Tokenizer, length: int, seed: int) -> Iterator[list[i
         yield row[:length]
 
 
+def half_precision(weights: Weights) -> Weights:
+    """Cast to bfloat16; gradients flow back to the float32 originals."""
+    return {name: w.bfloat16() for name, w in weights.items()}
+
+
+def next_token_loss(w: Weights, c: TransformerConfig, ids: Tensor) -> Tensor:
+    """Cross-entropy of ids (B, T + 1), in float32."""
+    logits = target_logits(w, c, target_hidden_states(w, c, ids[:, :-1])[-1])
+    return F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
+
+
+@dataclass(frozen=True, slots=True)
+class TargetTraining:
+    """Length of the training and its seed."""
+
+    n_steps: int
+    batch: int = 12
+    length: int = 384
+    seed: int = 1
+
+
 def train_target(
-    tokenizer: Tokenizer, c: TransformerConfig, n_steps: int, batch: int, length: int, seed: int, device: torch.device
+    tokenizer: Tokenizer, c: TransformerConfig, t: TargetTraining, device: torch.device, start: Weights | None = None
 ) -> Weights:
-    """Train by next-token cross-entropy; returns float32 weights."""
-    weights = initial_weights(target_shapes(c), seed, device)
+    """Train by next-token cross-entropy in bfloat16, from ``start`` or from random weights; returns float32 weights."""
+    weights = initial_weights(target_shapes(c), t.seed, device)
+    if start is not None:
+        weights = {name: start[name].to(device).clone().requires_grad_() for name in weights}
     optimizer = PairedOptimizer(weights, muon_lr=0.02, adam_lr=4e-3)
-    rows = packed_rows(tokenizer, length + 1, seed)
+    rows = packed_rows(tokenizer, t.length + 1, t.seed)
+    compiled = torch.compile(next_token_loss)
     began, running = time.monotonic(), math.log(c.vocab_size)
-    for step in range(n_steps):
-        ids = torch.tensor([next(rows) for _ in range(batch)], device=device)
-        with torch.autocast(device.type, torch.bfloat16):
-            logits = target_logits(weights, c, target_hidden_states(weights, c, ids[:, :-1])[-1])
-        loss = F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
+    for step in range(t.n_steps):
+        ids = torch.tensor([next(rows) for _ in range(t.batch)], device=device)
+        loss = compiled(half_precision(weights), c, ids)
         loss.backward()
-        optimizer.step(step / n_steps)
+        optimizer.step(step / t.n_steps)
         running += 0.05 * (loss.item() - running)
-        if step % 20 == 0 or step == n_steps - 1:
-            rate = (step + 1) * batch * length / (time.monotonic() - began)
-            print(f"target step {step} / {n_steps}: loss {running:.4f}, {rate:.0f} tokens/s", flush=True)
+        if step % 20 == 0 or step == t.n_steps - 1:
+            rate = (step + 1) * t.batch * t.length / (time.monotonic() - began)
+            print(f"target step {step} / {t.n_steps}: loss {running:.4f}, {rate:.0f} tokens/s", flush=True)
     return {name: w.detach() for name, w in weights.items()}
 
 
@@ -109,7 +137,7 @@ def sample_rows(
     """
     device = w["embed_tokens.weight"].device
     generator = torch.Generator(device).manual_seed(seed)
-    half = {name: value.bfloat16() for name, value in w.items()}
+    half = half_precision(w)
     temperatures = torch.linspace(0.7, 1.0, batch, device=device)[:, None]
     forced = [next(prompts) for _ in range(batch)]
     ids = torch.zeros(batch, length, dtype=torch.long)

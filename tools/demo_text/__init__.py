@@ -81,6 +81,7 @@ __all__ = [
     "END_OF_TEXT",
     "IM_END",
     "IM_START",
+    "SYSTEM_PROMPTS",
     "Dialogue",
     "is_held_out",
     "render_prompt",

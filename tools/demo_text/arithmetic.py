@@ -1,3 +1,4 @@
+# ruff: noqa: E501 -- the templates are sentences; cutting them would hide them
 """Worked arithmetic: sums, differences, products, quotients, tables, equations and word problems.
 
 Every answer is computed, so every step and result in the training text is right.
@@ -13,7 +14,13 @@ from .dialogue import Dialogue
 PLACES = ("Ones", "Tens", "Hundreds", "Thousands", "Ten thousands")
 NAMES = ("Anna", "Ben", "Clara", "David", "Emma", "Felix", "Grace", "Henry", "Iris", "Jonas", "Lena", "Tom")
 GOODS = ("apples", "books", "pencils", "stickers", "cards", "marbles", "coins", "oranges", "cookies", "shells")
-ASK = ("What is {}?", "Calculate {}.", "Work out {} step by step.", "How much is {}?", "Please compute {} and show the steps.")
+ASK = (
+    "What is {}?",
+    "Calculate {}.",
+    "Work out {} step by step.",
+    "How much is {}?",
+    "Please compute {} and show the steps.",
+)
 
 
 def ask(rng: random.Random, expression: str) -> str:
@@ -63,7 +70,9 @@ def subtraction(rng: random.Random) -> Dialogue:
             lines.append(f"{PLACES[place]}:{lent} is less than {q}, so borrow 10: {p + 10} - {q} = {p + 10 - q}.")
         else:
             lines.append(f"{PLACES[place]}:{lent} - {q} = {p - q}.")
-    opening = rng.choice(("Subtract the digits from right to left.", "We subtract column by column, starting with the ones."))
+    opening = rng.choice(
+        ("Subtract the digits from right to left.", "We subtract column by column, starting with the ones.")
+    )
     steps = "\n".join(lines)
     return Dialogue(ask(rng, f"{a} - {b}"), f"{opening}\n{steps}\nSo {a} - {b} = {a - b}.")
 
@@ -86,7 +95,11 @@ def running_sum(values: list[int]) -> list[str]:
 def multiplication(rng: random.Random) -> Dialogue:
     a, b = number(rng, 3), rng.randint(2, 9) if rng.random() < 0.5 else rng.randint(11, 99)
     lines, products = [], []
-    opening = f"Split {a} into {' + '.join(map(str, parts_of(a)))}" if b < 10 else f"Split {b} into {' + '.join(map(str, parts_of(b)))}"
+    opening = (
+        f"Split {a} into {' + '.join(map(str, parts_of(a)))}"
+        if b < 10
+        else f"Split {b} into {' + '.join(map(str, parts_of(b)))}"
+    )
     fixed, split = (b, a) if b < 10 else (a, b)
     for part in parts_of(split):
         products.append(part * fixed)
@@ -104,27 +117,47 @@ def division(rng: random.Random) -> Dialogue:
     for digit in str(dividend):
         current = rest * 10 + int(digit)
         quotient, rest_new = divmod(current, divisor)
-        lines.append(f"Bring down {digit}: {current} / {divisor} = {quotient}, {quotient} x {divisor} = {quotient * divisor}, rest {rest_new}.")
+        lines.append(
+            f"Bring down {digit}: {current} / {divisor} = {quotient}, {quotient} x {divisor} = {quotient * divisor}, rest {rest_new}."
+        )
         rest = rest_new
     result = f"{dividend // divisor}" + (f" with remainder {rest}" if rest else "")
     steps = "\n".join(lines)
-    return Dialogue(ask(rng, f"{dividend} / {divisor}"), f"We use long division.\n{steps}\nSo {dividend} / {divisor} = {result}.")
+    return Dialogue(
+        ask(rng, f"{dividend} / {divisor}"), f"We use long division.\n{steps}\nSo {dividend} / {divisor} = {result}."
+    )
 
 
 def times_table(rng: random.Random) -> Dialogue:
     n, last = rng.randint(2, 25), rng.choice((10, 12, 15, 20))
     rows = "\n".join(f"{i} x {n} = {i * n}" for i in range(1, last + 1))
-    question = rng.choice(("Write the {} times table up to {}.", "Show me the multiplication table of {} up to {}.", "List the multiples of {} from 1 to {}."))
-    return Dialogue(question.format(n, last), f"Here is the {n} times table:\n{rows}\nEach line is {n} more than the line before.")
+    question = rng.choice(
+        (
+            "Write the {} times table up to {}.",
+            "Show me the multiplication table of {} up to {}.",
+            "List the multiples of {} from 1 to {}.",
+        )
+    )
+    return Dialogue(
+        question.format(n, last), f"Here is the {n} times table:\n{rows}\nEach line is {n} more than the line before."
+    )
 
 
 def sequence(rng: random.Random) -> Dialogue:
     start, step, length = rng.randint(1, 60), rng.randint(2, 15), rng.randint(8, 16)
     terms = [start + i * step for i in range(length)]
     rows = "\n".join(f"{terms[i]} + {step} = {terms[i + 1]}" for i in range(length - 1))
-    question = rng.choice(("Start at {} and count up by {}. Give {} numbers.", "Write the sequence that starts at {} and grows by {}, with {} terms."))
+    question = rng.choice(
+        (
+            "Start at {} and count up by {}. Give {} numbers.",
+            "Write the sequence that starts at {} and grows by {}, with {} terms.",
+        )
+    )
     listing = ", ".join(map(str, terms))
-    return Dialogue(question.format(start, step, length), f"Start with {start} and add {step} each time.\n{rows}\nThe sequence is {listing}.")
+    return Dialogue(
+        question.format(start, step, length),
+        f"Start with {start} and add {step} each time.\n{rows}\nThe sequence is {listing}.",
+    )
 
 
 def list_total(rng: random.Random) -> Dialogue:
@@ -177,13 +210,18 @@ def equation(rng: random.Random) -> Dialogue:
 
 
 def doubling(rng: random.Random) -> Dialogue:
-    base, exponent = rng.choice(((2, rng.randint(4, 12)), (3, rng.randint(3, 7)), (4, rng.randint(3, 6)), (5, rng.randint(3, 5))))
+    base, exponent = rng.choice(
+        ((2, rng.randint(4, 12)), (3, rng.randint(3, 7)), (4, rng.randint(3, 6)), (5, rng.randint(3, 5)))
+    )
     rows, value = [], base
     for i in range(2, exponent + 1):
         rows.append(f"{base}^{i} = {value} x {base} = {value * base}")
         value *= base
     steps = "\n".join(rows)
-    return Dialogue(ask(rng, f"{base}^{exponent}"), f"Multiply by {base} again and again.\n{base}^1 = {base}\n{steps}\nSo {base}^{exponent} = {value}.")
+    return Dialogue(
+        ask(rng, f"{base}^{exponent}"),
+        f"Multiply by {base} again and again.\n{base}^1 = {base}\n{steps}\nSo {base}^{exponent} = {value}.",
+    )
 
 
 def shop_problem(rng: random.Random) -> Dialogue:
@@ -231,9 +269,13 @@ def travel_problem(rng: random.Random) -> Dialogue:
 def savings_problem(rng: random.Random) -> Dialogue:
     name, weeks = rng.choice(NAMES), rng.randint(5, 12)
     start, weekly = rng.randint(5, 60), rng.randint(3, 20)
-    rows = "\n".join(f"Week {i}: {start + (i - 1) * weekly} + {weekly} = {start + i * weekly}" for i in range(1, weeks + 1))
+    rows = "\n".join(
+        f"Week {i}: {start + (i - 1) * weekly} + {weekly} = {start + i * weekly}" for i in range(1, weeks + 1)
+    )
     question = f"{name} has {start} dollars and saves {weekly} dollars every week. How much does {name} have after {weeks} weeks?"
-    return Dialogue(question, f"Go week by week.\n{rows}\nAfter {weeks} weeks {name} has {start + weeks * weekly} dollars.")
+    return Dialogue(
+        question, f"Go week by week.\n{rows}\nAfter {weeks} weeks {name} has {start + weeks * weekly} dollars."
+    )
 
 
 TASKS: tuple[tuple[Callable[[random.Random], Dialogue], int], ...] = (

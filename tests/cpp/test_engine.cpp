@@ -1,0 +1,433 @@
+// The engine on toy models: same text whatever the drafter does, the target's distribution under every rule, no state
+// left behind, every failure survived.
+#include "check.h"
+#include "engine.h"
+#include "errors.h"
+#include "scripted_drafter.h"
+#include "toy_models.h"
+
+#include <map>
+#include <memory>
+#include <string>
+#include <thread>
+
+using namespace dspark;
+
+namespace {
+
+struct Answer {
+    std::vector<int32_t> tokens;
+    FinishReason reason = FinishReason::none;
+    std::string error;
+    RequestStats stats;
+};
+
+struct Bench {
+    std::unique_ptr<Engine> engine;
+    toy::Target* target = nullptr;
+    Drafter* drafter = nullptr;
+};
+
+Bench make_bench(std::unique_ptr<Drafter> drafter, int32_t draft_length, EngineOptions options = {},
+                 float end_logit = 0.0F) {
+    Bench bench;
+    auto target = std::make_unique<toy::Target>(end_logit);
+    bench.target = target.get();
+    bench.drafter = drafter.get();
+    bench.engine = std::make_unique<Engine>(std::move(target), std::move(drafter),
+                                            std::make_unique<FixedScheduler>(draft_length), options);
+    return bench;
+}
+
+// Steps to the end; after each step both caches must hold the committed rows and nothing else.
+std::map<uint64_t, Answer> run(Bench& bench) {
+    std::map<uint64_t, Answer> answers;
+    while (bench.engine->has_work()) {
+        for (const Event& event : bench.engine->step()) {
+            Answer& answer = answers[event.request_id];
+            answer.tokens.insert(answer.tokens.end(), event.tokens.begin(), event.tokens.end());
+            answer.reason = event.finish_reason;
+            answer.error = event.error;
+            answer.stats = event.stats;
+        }
+        for (const CachePosition& position : bench.engine->cache_positions()) {
+            CHECK(bench.drafter == nullptr || position.target == position.draft);
+        }
+    }
+    return answers;
+}
+
+RequestOptions greedy(int32_t max_tokens = 24) {
+    RequestOptions options;
+    options.sampling.temperature = 0;
+    options.max_tokens = max_tokens;
+    options.ignore_eos = true;
+    return options;
+}
+
+std::vector<std::vector<int32_t>> ragged_prompts() {
+    return {{1}, {2, 3, 4}, {5, 5, 5, 5, 5, 5, 5, 5, 5}, {6, 1, 0, 3}, {3, 2}, {0, 0, 1, 2, 4, 6}};
+}
+
+std::vector<std::vector<int32_t>> plain_texts(const RequestOptions& options, float end_logit = 0.0F) {
+    std::vector<std::vector<int32_t>> texts;
+    for (const auto& prompt : ragged_prompts()) {
+        Bench bench = make_bench(nullptr, 0, {}, end_logit);
+        const uint64_t id = bench.engine->submit(prompt, options);
+        texts.push_back(run(bench)[id].tokens);
+    }
+    return texts;
+}
+
+std::vector<std::vector<int32_t>> batched_texts(Bench& bench, const RequestOptions& options) {
+    std::vector<uint64_t> ids;
+    for (const auto& prompt : ragged_prompts()) {
+        ids.push_back(bench.engine->submit(prompt, options));
+    }
+    auto answers = run(bench);
+    std::vector<std::vector<int32_t>> texts;
+    for (const uint64_t id : ids) {
+        texts.push_back(answers[id].tokens);
+    }
+    return texts;
+}
+
+void test_greedy_text_never_changes() {
+    const auto plain = plain_texts(greedy());
+    auto scripts = ragged_prompts();
+    for (size_t i = 0; i < scripts.size(); ++i) {
+        scripts[i].insert(scripts[i].end(), plain[i].begin(), plain[i].end());
+    }
+    using Mode = ScriptedDrafter::Mode;
+    for (const Mode mode : {Mode::right, Mode::wrong, Mode::alternating}) {
+        for (int32_t length = 0; length <= 7; ++length) {
+            for (int32_t n_parallel : {1, 3, 8}) {
+                EngineOptions options;
+                options.n_parallel = n_parallel;
+                options.n_batch = 4; // prompts longer than the batch: chunked prefill beside decoding
+                Bench bench =
+                    make_bench(std::make_unique<ScriptedDrafter>(scripts, mode, 7, toy::kVocab), length, options);
+                CHECK(batched_texts(bench, greedy()) == plain);
+            }
+        }
+    }
+}
+
+void test_right_script_commits_whole_blocks() {
+    const auto plain = plain_texts(greedy());
+    auto script = ragged_prompts()[0];
+    script.insert(script.end(), plain[0].begin(), plain[0].end());
+    Bench bench = make_bench(
+        std::make_unique<ScriptedDrafter>(std::vector<std::vector<int32_t>>{script}, ScriptedDrafter::Mode::right, 7, toy::kVocab), 7);
+    const uint64_t id = bench.engine->submit(ragged_prompts()[0], greedy(17));
+    const RequestStats stats = run(bench)[id].stats;
+    // 1 token from prefill, then two rounds of 8.
+    CHECK(stats.n_rounds == 2);
+    CHECK(stats.n_committed == 16);
+    CHECK(stats.n_accepted == 14);
+    CHECK((stats.accepted_per_position == std::vector<int32_t>(7, 2)));
+}
+
+void test_exact_sampling_is_policy_free() {
+    RequestOptions options = greedy(20);
+    options.sampling.temperature = 1;
+    options.sampling.seed = 11;
+    options.sampling.repetition_penalty = 1.2F;
+    options.sampling.presence_penalty = 0.3F;
+    options.verification = Verification::exact;
+    const auto plain = plain_texts(options);
+    for (int32_t length : {0, 1, 3, 7}) {
+        EngineOptions engine_options;
+        engine_options.n_parallel = 4;
+        Bench bench = make_bench(std::make_unique<toy::Drafter>(7), length, engine_options);
+        CHECK(batched_texts(bench, options) == plain);
+    }
+}
+
+void test_random_stream_ignores_neighbours() {
+    for (const Verification rule : {Verification::rejection, Verification::block}) {
+        RequestOptions options = greedy(20);
+        options.sampling.temperature = 1;
+        options.sampling.seed = 5;
+        options.verification = rule;
+        EngineOptions wide;
+        wide.n_parallel = 6;
+        Bench together = make_bench(std::make_unique<toy::Drafter>(5), 4, wide);
+        const auto batched = batched_texts(together, options);
+        for (size_t i = 0; i < batched.size(); ++i) {
+            Bench alone = make_bench(std::make_unique<toy::Drafter>(5), 4);
+            const uint64_t id = alone.engine->submit(ragged_prompts()[i], options);
+            CHECK(run(alone)[id].tokens == batched[i]);
+        }
+    }
+}
+
+// The distribution of the first three tokens against the table, by chi-square.
+double text_chi_square(Verification rule, float temperature, int32_t draft_length, int32_t n_requests) {
+    EngineOptions options;
+    options.n_parallel = 8;
+    options.max_queue = n_requests;
+    Bench bench = make_bench(draft_length > 0 ? std::make_unique<toy::Drafter>(4) : nullptr, draft_length, options);
+    const std::vector<int32_t> prompt = {2, 5};
+    for (int32_t i = 0; i < n_requests; ++i) {
+        RequestOptions request = greedy(3 + i % 3);
+        request.sampling.temperature = temperature;
+        request.sampling.seed = static_cast<uint64_t>(i) * 7919 + 13;
+        request.verification = rule;
+        (void)bench.engine->submit(prompt, request);
+    }
+    std::vector<double> counts(512, 0.0);
+    for (const auto& [id, answer] : run(bench)) {
+        counts[static_cast<size_t>(answer.tokens[0] * 64 + answer.tokens[1] * 8 + answer.tokens[2])] += 1;
+    }
+    DistributionBuilder builder;
+    auto probs = [&](int32_t before, int32_t last) {
+        Distribution d;
+        builder.truncated_distribution(toy::table(before, last, 0.0F), Truncation{temperature, 0, 1.0F, 0.0F}, d);
+        return d;
+    };
+    double chi = 0;
+    double pooled_expected = 0;
+    double pooled_count = 0;
+    int degrees = -1;
+    auto add = [&](double expected, double count) {
+        chi += (count - expected) * (count - expected) / expected;
+        ++degrees;
+    };
+    for (int32_t a = 0; a < 8; ++a) {
+        for (int32_t b = 0; b < 8; ++b) {
+            for (int32_t c = 0; c < 8; ++c) {
+                const double expected = static_cast<double>(n_requests) * static_cast<double>(probs(2, 5).prob(a)) *
+                                        static_cast<double>(probs(5, a).prob(b)) *
+                                        static_cast<double>(probs(a, b).prob(c));
+                const double count = counts[static_cast<size_t>(a * 64 + b * 8 + c)];
+                if (expected < 10) {
+                    pooled_expected += expected;
+                    pooled_count += count;
+                } else {
+                    add(expected, count);
+                }
+            }
+        }
+    }
+    if (pooled_expected > 0) {
+        add(pooled_expected, pooled_count);
+    }
+    return (chi - degrees) / std::sqrt(2.0 * degrees); // about standard normal for many degrees of freedom
+}
+
+void test_sampled_text_follows_the_target() {
+    for (const Verification rule : {Verification::exact, Verification::rejection, Verification::block}) {
+        for (const float temperature : {0.5F, 1.0F, 1.5F}) {
+            for (const int32_t length : {1, 4}) {
+                const double z = text_chi_square(rule, temperature, length, 30000);
+                CHECK(std::abs(z) < 4.5); // 18 cases: a false alarm in 1 of 8000 runs, and the seeds are fixed
+            }
+        }
+    }
+}
+
+void test_end_of_text_inside_accepted_prefix() {
+    RequestOptions options = greedy(64);
+    options.ignore_eos = false;
+    const auto plain = plain_texts(options, 1.0F);
+    auto ignoring = plain_texts(greedy(64), 1.0F);
+    auto scripts = ragged_prompts();
+    for (size_t i = 0; i < scripts.size(); ++i) {
+        scripts[i].insert(scripts[i].end(), ignoring[i].begin(), ignoring[i].end());
+    }
+    Bench bench = make_bench(
+        std::make_unique<ScriptedDrafter>(scripts, ScriptedDrafter::Mode::right, 7, toy::kVocab), 7, {}, 1.0F);
+    CHECK(batched_texts(bench, options) == plain);
+    bool any_stopped = false;
+    for (const auto& text : plain) {
+        any_stopped = any_stopped || text.size() < 64;
+    }
+    CHECK(any_stopped);
+    CHECK(bench.target->last_position(0) == -1);
+    CHECK(bench.drafter->last_position(0) == -1);
+}
+
+void test_limits() {
+    EngineOptions options;
+    options.n_ctx = 16;
+    Bench bench = make_bench(std::make_unique<toy::Drafter>(7), 7, options);
+    const uint64_t full = bench.engine->submit({1, 2, 3}, greedy(100));
+    auto answers = run(bench);
+    CHECK(answers[full].reason == FinishReason::context_full);
+    CHECK(answers[full].tokens.size() == 13);
+    for (int32_t n = 1; n <= 12; ++n) {
+        const uint64_t id = bench.engine->submit({1, 2, 3}, greedy(n));
+        answers = run(bench);
+        CHECK(answers[id].reason == FinishReason::length);
+        CHECK(answers[id].tokens.size() == static_cast<size_t>(n));
+    }
+    CHECK_THROWS(bench.engine->submit(std::vector<int32_t>(16, 1), greedy()), ContextFullError);
+    CHECK_THROWS(bench.engine->submit({}, greedy()), std::invalid_argument);
+    CHECK_THROWS(bench.engine->submit({8}, greedy()), std::invalid_argument);
+    CHECK_THROWS(bench.engine->submit({-1}, greedy()), std::invalid_argument);
+    CHECK_THROWS(bench.engine->submit({1}, greedy(0)), std::invalid_argument);
+}
+
+void test_draft_limit_of_one_request() {
+    EngineOptions options;
+    options.n_parallel = 2;
+    Bench bench = make_bench(std::make_unique<toy::Drafter>(7), 7, options);
+    RequestOptions off = greedy();
+    off.draft_limit = 0;
+    RequestOptions two = greedy();
+    two.draft_limit = 2;
+    const uint64_t a = bench.engine->submit({1}, off);
+    const uint64_t b = bench.engine->submit({1}, two);
+    auto answers = run(bench);
+    CHECK(answers[a].stats.n_drafted == 0);
+    CHECK(answers[b].stats.n_scheduled > 0);
+    CHECK(answers[b].stats.scheduled_per_position[2] == 0);
+    CHECK(answers[a].tokens == answers[b].tokens);
+}
+
+void test_cancel_everywhere() {
+    EngineOptions options;
+    options.n_batch = 2;
+    Bench bench = make_bench(std::make_unique<toy::Drafter>(1), 1, options);
+    const uint64_t running = bench.engine->submit(std::vector<int32_t>(9, 1), greedy());
+    const uint64_t queued = bench.engine->submit({1}, greedy());
+    (void)bench.engine->step(); // prefill, not finished
+    CHECK(bench.engine->cancel(running));
+    CHECK(bench.engine->cancel(queued));
+    const auto events = bench.engine->step();
+    CHECK(events.size() == 2);
+    for (const Event& event : events) {
+        CHECK(event.finish_reason == FinishReason::cancelled);
+    }
+    CHECK(!bench.engine->has_work());
+    CHECK(!bench.engine->cancel(running));
+    CHECK(bench.target->last_position(0) == -1);
+    const uint64_t decoding = bench.engine->submit({1}, greedy(100));
+    (void)bench.engine->step();
+    (void)bench.engine->step();
+    CHECK(bench.engine->cancel(decoding));
+    CHECK(bench.engine->step().at(0).finish_reason == FinishReason::cancelled);
+}
+
+void test_failed_pass_ends_its_requests_only() {
+    EngineOptions options;
+    options.n_parallel = 2;
+    Bench bench = make_bench(std::make_unique<toy::Drafter>(3), 3, options);
+    const uint64_t a = bench.engine->submit({1}, greedy());
+    const uint64_t b = bench.engine->submit({2}, greedy());
+    const uint64_t waiting = bench.engine->submit({3}, greedy());
+    (void)bench.engine->step();
+    bench.target->fail_next = true;
+    auto answers = run(bench);
+    CHECK(answers[a].reason == FinishReason::error);
+    CHECK(answers[b].error.find("made to fail") != std::string::npos);
+    CHECK(answers[waiting].reason == FinishReason::length);
+    Bench alone = make_bench(nullptr, 0);
+    const uint64_t id = alone.engine->submit({3}, greedy());
+    CHECK(run(alone)[id].tokens == answers[waiting].tokens);
+}
+
+void test_bounded_queue_and_close() {
+    EngineOptions options;
+    options.max_queue = 2;
+    Bench bench = make_bench(nullptr, 0, options);
+    (void)bench.engine->submit({1}, greedy());
+    (void)bench.engine->submit({1}, greedy());
+    CHECK_THROWS(bench.engine->submit({1}, greedy()), QueueFullError);
+    bench.engine->close();
+    bench.engine->close();
+    CHECK_THROWS(bench.engine->submit({1}, greedy()), EngineClosedError);
+    CHECK_THROWS((void)bench.engine->step(), EngineClosedError);
+    CHECK(!bench.engine->has_work());
+}
+
+void test_short_requests_in_changing_slots() {
+    const auto plain = plain_texts(greedy(5));
+    EngineOptions options;
+    options.n_parallel = 3;
+    Bench bench = make_bench(std::make_unique<toy::Drafter>(7), 5, options);
+    std::map<uint64_t, size_t> ids;
+    for (int i = 0; i < 200; ++i) {
+        ids[bench.engine->submit(ragged_prompts()[static_cast<size_t>(i) % 6], greedy(5))] = static_cast<size_t>(i) % 6;
+    }
+    for (const auto& [id, answer] : run(bench)) {
+        CHECK(answer.tokens == plain[ids[id]]);
+    }
+}
+
+void test_logprobs_of_drafted_tokens() {
+    RequestOptions options = greedy(12);
+    options.n_logprobs = 2;
+    Bench bench = make_bench(std::make_unique<toy::Drafter>(7), 7);
+    (void)bench.engine->submit({1, 4}, options);
+    std::vector<int32_t> text = {1, 4};
+    while (bench.engine->has_work()) {
+        for (const Event& event : bench.engine->step()) {
+            CHECK(event.logprobs.size() == event.tokens.size());
+            for (size_t i = 0; i < event.tokens.size(); ++i) {
+                const auto logits = toy::table(text[text.size() - 2], text.back(), 0.0F);
+                double sum = 0;
+                for (const float logit : logits) {
+                    sum += std::exp(static_cast<double>(logit));
+                }
+                const int32_t token = event.tokens[i];
+                const double expected = static_cast<double>(logits[static_cast<size_t>(token)]) - std::log(sum);
+                CHECK(std::abs(static_cast<double>(event.logprobs[i].chosen) - expected) < 1e-5); // f32 log-softmax
+                CHECK(event.logprobs[i].best.size() == 2);
+                CHECK(event.logprobs[i].best[0].first == token); // greedy
+                text.push_back(token);
+            }
+        }
+    }
+}
+
+// Submitting and cancelling from other threads while one steps; run under the thread sanitizer too.
+void test_submit_from_other_threads() {
+    EngineOptions options;
+    options.n_parallel = 4;
+    options.max_queue = 1000;
+    Bench bench = make_bench(std::make_unique<toy::Drafter>(3), 3, options);
+    std::vector<std::thread> threads;
+    for (int t = 0; t < 4; ++t) {
+        threads.emplace_back([&] {
+            for (int i = 0; i < 50; ++i) {
+                const uint64_t id = bench.engine->submit({1, 2}, greedy(6));
+                if (i % 5 == 0) {
+                    (void)bench.engine->cancel(id);
+                }
+            }
+        });
+    }
+    size_t n_finished = 0;
+    while (n_finished < 200) {
+        for (const Event& event : bench.engine->step()) {
+            n_finished += event.finish_reason == FinishReason::none ? 0 : 1;
+        }
+        (void)bench.engine->stats();
+    }
+    for (std::thread& thread : threads) {
+        thread.join();
+    }
+    CHECK(!bench.engine->has_work());
+}
+
+} // namespace
+
+int main() {
+    test_greedy_text_never_changes();
+    test_right_script_commits_whole_blocks();
+    test_exact_sampling_is_policy_free();
+    test_random_stream_ignores_neighbours();
+    test_sampled_text_follows_the_target();
+    test_end_of_text_inside_accepted_prefix();
+    test_limits();
+    test_draft_limit_of_one_request();
+    test_cancel_everywhere();
+    test_failed_pass_ends_its_requests_only();
+    test_bounded_queue_and_close();
+    test_short_requests_in_changing_slots();
+    test_logprobs_of_drafted_tokens();
+    test_submit_from_other_threads();
+    return check_summary();
+}
