@@ -13,3 +13,13 @@ set(LLAMA_BUILD_COMMIT "${DSPARK_LLAMA_CPP_COMMIT}")
 set(GGML_BUILD_NUMBER 0)
 set(GGML_BUILD_COMMIT "${DSPARK_LLAMA_CPP_COMMIT}")
 add_subdirectory("${DSPARK_LLAMA_CPP_DIR}" "${CMAKE_BINARY_DIR}/llama.cpp" EXCLUDE_FROM_ALL)
+
+# GCC declares the operand of _tile_loadconfig as 8 bytes where the instruction reads 64, so the optimizer drops the
+# stores in between and ggml's AMX path faults on the first quantized product (seen with GCC 12 on Sapphire Rapids).
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+    include(CheckCXXCompilerFlag)
+    check_cxx_compiler_flag(-mno-amx-tile DSPARK_HAS_NO_AMX)
+    if(DSPARK_HAS_NO_AMX)
+        target_compile_options(ggml-cpu PRIVATE -mno-amx-tile -mno-amx-int8 -mno-amx-bf16)
+    endif()
+endif()

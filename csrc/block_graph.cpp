@@ -18,325 +18,16 @@
 // Casts from float to integer (not everywhere) and argmax on ties (each backend has its own choice) are avoided.
 #include "block_graph.h"
 
+#include "device_weights.h"
 #include "errors.h"
 #include "graph_head.h"
-#include "transition_model.h"
 
-#include "ggml-alloc.h"
-#include "ggml-backend.h"
-#include "ggml-cpp.h"
-#include "ggml-cpu.h"
-#include "ggml.h"
-
-#include <algorithm>
-#include <array>
-#include <cstring>
 #include <map>
-#include <numeric>
-#include <stdexcept>
-#include <tuple>
 #include <utility>
 #include <vector>
 
 namespace dspark {
 namespace {
-
-// A float running sum over a whole vocabulary would swallow the tail, so it runs over chunks, then inside one.
-constexpr int64_t kChunk = 512;
-constexpr int64_t kRowsPerUpload = 4096;
-
-[[noreturn]] void throw_value(const std::string& name, const std::string& rule, const std::string& value) {
-    throw std::invalid_argument(name + " must " + rule + ", got " + value);
-}
-
-// ---- weights in ggml's types ----
-
-// The type a table is stored in, told by its decoder; f32 where nobody knows it, since decoding is always possible.
-ggml_type stored_type(const RowTable& table) {
-    for (int i = 0; i < GGML_TYPE_COUNT; ++i) {
-        const auto type = static_cast<ggml_type>(i);
-        const ggml_type_traits* traits = ggml_get_type_traits(type);
-        if (traits->to_float != nullptr && traits->to_float == table.decode_row &&
-            table.n_cols % traits->blck_size == 0 && ggml_row_size(type, table.n_cols) == table.row_bytes) {
-            return type;
-        }
-    }
-    return GGML_TYPE_F32;
-}
-
-void copy_f32(const void* source, float* destination, int64_t n) {
-    std::memcpy(destination, source, static_cast<size_t>(n) * sizeof(float));
-}
-
-// One row in f32 or f16, whatever it is stored in.
-void convert_row(const RowTable& table, int64_t row, ggml_type type, std::vector<float>& values, std::byte* out) {
-    table.decode(row, values.data());
-    if (type == GGML_TYPE_F16) {
-        ggml_fp32_to_fp16_row(values.data(), reinterpret_cast<ggml_fp16_t*>(out), table.n_cols);
-    } else {
-        std::memcpy(out, values.data(), values.size() * sizeof(float));
-    }
-}
-
-// Rows of `table` in `order`, then zeros up to the tensor's height.
-void upload_rows(ggml_tensor* tensor, const RowTable& table, std::span<const int64_t> order) {
-    const size_t row_bytes = ggml_row_size(tensor->type, table.n_cols);
-    const bool is_as_stored = tensor->type == stored_type(table) && tensor->type != GGML_TYPE_F32;
-    std::vector<float> values(static_cast<size_t>(table.n_cols));
-    std::vector<std::byte> staged;
-    const int64_t n_given = std::ssize(order);
-    for (int64_t begin = 0; begin < tensor->ne[1]; begin += kRowsPerUpload) {
-        const int64_t n = std::min(kRowsPerUpload, tensor->ne[1] - begin);
-        staged.assign(static_cast<size_t>(n) * row_bytes, std::byte{0});
-        for (int64_t i = 0; i < std::min(n, n_given - begin); ++i) {
-            const int64_t row = order[static_cast<size_t>(begin + i)];
-            std::byte* out = staged.data() + static_cast<size_t>(i) * row_bytes;
-            if (is_as_stored) {
-                std::memcpy(out, table.data + static_cast<size_t>(row) * table.row_bytes, row_bytes);
-            } else {
-                convert_row(table, row, tensor->type, values, out);
-            }
-        }
-        ggml_backend_tensor_set(tensor, staged.data(), static_cast<size_t>(begin) * row_bytes, staged.size());
-    }
-}
-
-void upload(ggml_tensor* tensor, const std::vector<float>& values) {
-    ggml_backend_tensor_set(tensor, values.data(), 0, values.size() * sizeof(float));
-}
-void upload(ggml_tensor* tensor, const std::vector<int32_t>& values) {
-    ggml_backend_tensor_set(tensor, values.data(), 0, values.size() * sizeof(int32_t));
-}
-
-std::vector<float> columns(const Dense& matrix, size_t begin, size_t n) {
-    std::vector<float> out;
-    for (size_t row = 0; row < matrix.n_rows; ++row) {
-        out.insert(out.end(), matrix.row(row) + begin, matrix.row(row) + begin + n);
-    }
-    return out;
-}
-
-// n, n - 1, ..., 1: makes the first of several equal entries the largest.
-std::vector<float> descending(int64_t n) {
-    std::vector<float> out(static_cast<size_t>(n));
-    std::generate(out.begin(), out.end(), [&n] { return static_cast<float>(n--); });
-    return out;
-}
-
-ggml_context_ptr make_context(size_t n_tensors, bool has_graph = false) {
-    const size_t graph_bytes = has_graph ? ggml_graph_overhead_custom(n_tensors, false) : 0;
-    return ggml_context_ptr(ggml_init({n_tensors * ggml_tensor_overhead() + graph_bytes, nullptr, true}));
-}
-
-// ---- device ----
-
-struct ThreadpoolDeleter {
-    void operator()(ggml_threadpool* pool) const { ggml_threadpool_free(pool); }
-};
-
-ggml_backend_dev_t find_device(const std::string& name) {
-    if (name.empty()) {
-        return ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
-    }
-    std::string known;
-    for (size_t i = 0; i < ggml_backend_dev_count(); ++i) {
-        ggml_backend_dev_t device = ggml_backend_dev_get(i);
-        if (name == ggml_backend_dev_name(device)) {
-            return device;
-        }
-        known += (known.empty() ? "" : ", ") + std::string(ggml_backend_dev_name(device));
-    }
-    throw_value("device", "be one of " + known, name);
-}
-
-ggml_backend_ptr start(ggml_backend_dev_t device) {
-    ggml_backend_ptr backend(ggml_backend_dev_init(device, nullptr));
-    if (!backend) {
-        throw ModelLoadError(std::string("cannot start device ") + ggml_backend_dev_name(device));
-    }
-    return backend;
-}
-
-// The device, and the CPU for what the device cannot do.
-class Device {
-  public:
-    Device(const std::string& name, int32_t n_threads) : device_(find_device(name)), main_(start(device_)) {
-        ggml_backend_t cpu = main_.get();
-        if (ggml_backend_dev_type(device_) != GGML_BACKEND_DEVICE_TYPE_CPU) {
-            fallback_ = start(find_device(""));
-            cpu = fallback_.get();
-        }
-        ggml_backend_cpu_set_n_threads(cpu, n_threads);
-        if (n_threads > 1) {
-            ggml_threadpool_params params = ggml_threadpool_params_default(n_threads);
-            params.poll = 0; // sleep between blocks: the cores belong to the target's decode then
-            pool_.reset(ggml_threadpool_new(&params));
-            ggml_backend_cpu_set_threadpool(cpu, pool_.get());
-        }
-    }
-
-    [[nodiscard]] bool supports(const ggml_tensor* operation) const {
-        return ggml_backend_dev_supports_op(device_, operation);
-    }
-
-    [[nodiscard]] ggml_backend_buffer_ptr allocate(ggml_context* tensors, ggml_backend_buffer_usage usage) const {
-        ggml_backend_buffer_ptr buffer(ggml_backend_alloc_ctx_tensors(tensors, main_.get()));
-        if (!buffer) {
-            throw ModelLoadError(std::string("cannot hold the sequential head on ") + ggml_backend_dev_name(device_) +
-                                 ": not enough memory");
-        }
-        ggml_backend_buffer_set_usage(buffer.get(), usage);
-        return buffer;
-    }
-
-    [[nodiscard]] ggml_backend_sched_ptr make_scheduler(size_t n_nodes) const {
-        std::array<ggml_backend_t, 2> backends{main_.get(), fallback_.get()};
-        return ggml_backend_sched_ptr(
-            ggml_backend_sched_new(backends.data(), nullptr, fallback_ ? 2 : 1, n_nodes, false, false));
-    }
-
-  private:
-    ggml_backend_dev_t device_;
-    std::unique_ptr<ggml_threadpool, ThreadpoolDeleter> pool_; // outlives the backend that uses it
-    ggml_backend_ptr main_;
-    ggml_backend_ptr fallback_; // null on the CPU
-};
-
-// ---- weights on the device ----
-
-// `width` entries compete per slot: candidates that the host chose, or the whole draft vocabulary in ascending target
-// ids, padded to chunks.
-class DeviceWeights {
-  public:
-    DeviceWeights(const HeadWeights& weights, const Device& device, int64_t n_candidates)
-        : type(weights.type), rank(weights.rank), hidden_size(weights.hidden_size), has_map(!weights.d2t.empty()),
-          is_full(n_candidates == 0 || n_candidates >= weights.w2.n_rows), row_order(rows_by_id(weights)),
-          vocabulary(ids_in_order(weights, row_order)),
-          width(is_full ? (weights.w2.n_rows + kChunk - 1) / kChunk * kChunk : n_candidates),
-          chunk(is_full ? kChunk : width), context_(make_context(16)) {
-        ggml_context* ctx = context_.get();
-        const int64_t n_rows = is_full ? width : weights.w2.n_rows;
-        w1 = ggml_new_tensor_2d(ctx, device_type(weights.w1, device, false), rank, weights.n_vocab);
-        w2 = ggml_new_tensor_2d(ctx, device_type(weights.w2, device, is_full), rank, n_rows);
-        first_in_chunk = ggml_new_tensor_1d(ctx, GGML_TYPE_F32, chunk);
-        if (is_full) {
-            first_chunk = ggml_new_tensor_1d(ctx, GGML_TYPE_F32, width / chunk);
-            ids = ggml_new_tensor_2d(ctx, GGML_TYPE_I32, chunk, width / chunk);
-        }
-        if (has_mix()) {
-            mix_hidden = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, hidden_size, n_mixed());
-            mix_embedding = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, rank, n_mixed());
-            mix_bias = ggml_new_tensor_1d(ctx, GGML_TYPE_F32, n_mixed());
-        }
-        if (type == MarkovHeadType::rnn) {
-            mix_state = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, rank, n_mixed());
-        }
-        buffer_ = device.allocate(ctx, GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
-        fill(weights);
-    }
-
-    [[nodiscard]] bool has_mix() const { return type != MarkovHeadType::vanilla; }
-    [[nodiscard]] int64_t n_mixed() const { return type == MarkovHeadType::rnn ? 3 * rank : rank; }
-
-    const MarkovHeadType type;
-    const int64_t rank;
-    const int64_t hidden_size;
-    const bool has_map; // draft rows are no target ids
-    const bool is_full;
-    const std::vector<int64_t> row_order;  // draft rows by ascending target id
-    const std::vector<int32_t> vocabulary; // those target ids
-    const int64_t width;
-    const int64_t chunk;
-    ggml_tensor* w1 = nullptr;
-    ggml_tensor* w2 = nullptr;            // as in the file; (width, r) in row_order when the whole vocabulary competes
-    ggml_tensor* mix_hidden = nullptr;    // gate or joint, the columns that h meets, f32
-    ggml_tensor* mix_embedding = nullptr; // ... that e meets
-    ggml_tensor* mix_state = nullptr;     // ... that s meets
-    ggml_tensor* mix_bias = nullptr;
-    ggml_tensor* first_in_chunk = nullptr; // descending weights, see first_above()
-    ggml_tensor* first_chunk = nullptr;
-    ggml_tensor* ids = nullptr; // (n_chunks, chunk) target ids of the whole draft vocabulary
-
-  private:
-    static std::vector<int64_t> rows_by_id(const HeadWeights& weights) {
-        std::vector<int64_t> rows(static_cast<size_t>(weights.w2.n_rows));
-        std::iota(rows.begin(), rows.end(), 0);
-        if (!weights.d2t.empty()) {
-            const auto id_of = [&](int64_t row) { return weights.d2t[static_cast<size_t>(row)]; };
-            std::sort(rows.begin(), rows.end(), [&](int64_t a, int64_t b) { return id_of(a) < id_of(b); });
-        }
-        return rows;
-    }
-
-    static std::vector<int32_t> ids_in_order(const HeadWeights& weights, const std::vector<int64_t>& rows) {
-        std::vector<int32_t> out;
-        for (const int64_t row : rows) {
-            out.push_back(static_cast<int32_t>(weights.d2t.empty() ? row : weights.d2t[static_cast<size_t>(row)]));
-        }
-        return out;
-    }
-
-    // The file's own type where the device can read it. bf16 has more range than f16, so it widens.
-    static ggml_type device_type(const RowTable& table, const Device& device, bool is_multiplied) {
-        const ggml_type own = stored_type(table);
-        const ggml_type narrow = ggml_is_quantized(own) ? GGML_TYPE_F16 : own;
-        for (const ggml_type type : {own, narrow}) {
-            const ggml_context_ptr scratch = make_context(4);
-            ggml_context* ctx = scratch.get();
-            ggml_tensor* weight = ggml_new_tensor_2d(ctx, type, table.n_cols, table.n_rows);
-            ggml_tensor* other = is_multiplied ? ggml_new_tensor_2d(ctx, GGML_TYPE_F32, table.n_cols, 1)
-                                               : ggml_new_tensor_1d(ctx, GGML_TYPE_I32, 1);
-            if (device.supports(is_multiplied ? ggml_mul_mat(ctx, weight, other) : ggml_get_rows(ctx, weight, other))) {
-                return type;
-            }
-        }
-        return GGML_TYPE_F32;
-    }
-
-    void fill(const HeadWeights& weights) {
-        std::vector<int64_t> as_stored(static_cast<size_t>(std::max(weights.n_vocab, weights.w2.n_rows)));
-        std::iota(as_stored.begin(), as_stored.end(), 0);
-        upload_rows(w1, weights.w1, std::span(as_stored).first(static_cast<size_t>(weights.n_vocab)));
-        upload_rows(w2, weights.w2,
-                    is_full ? std::span(row_order) : std::span<const int64_t>(as_stored).first(row_order.size()));
-        upload(first_in_chunk, descending(chunk));
-        if (is_full) {
-            upload(first_chunk, descending(width / chunk));
-            upload(ids, padded_ids());
-        }
-        if (has_mix()) {
-            fill_mix(weights);
-        }
-    }
-
-    // Padding has no probability, but must be a token all the same.
-    [[nodiscard]] std::vector<int32_t> padded_ids() const {
-        std::vector<int32_t> out = vocabulary;
-        out.resize(static_cast<size_t>(width), vocabulary.back());
-        return out;
-    }
-
-    // Input orders: gate [h; e], joint [s; e; h].
-    void fill_mix(const HeadWeights& weights) {
-        const bool is_gated = type == MarkovHeadType::gated;
-        const Dense mix = decode_all(is_gated ? weights.gate : weights.joint);
-        const auto r = static_cast<size_t>(rank);
-        const auto d = static_cast<size_t>(hidden_size);
-        upload(mix_hidden, columns(mix, is_gated ? 0 : 2 * r, d));
-        upload(mix_embedding, columns(mix, is_gated ? d : r, r));
-        if (!is_gated) {
-            upload(mix_state, columns(mix, 0, r));
-        }
-        std::vector<float> bias = is_gated ? weights.gate_bias : weights.joint_bias;
-        bias.resize(mix.n_rows, 0.0f);
-        upload(mix_bias, bias);
-    }
-
-    ggml_context_ptr context_;
-    ggml_backend_buffer_ptr buffer_;
-};
-
-// ---- one graph ----
 
 // For a fixed number of requests and slots. What goes in and out lies in a buffer of its own, so that nothing has to be
 // allocated from block to block. (Shapes in ggml order: fastest first.)
@@ -417,7 +108,6 @@ class BlockGraph {
         for (int64_t slot = 0; slot < n_slots_; ++slot) {
             previous = add_slot(slot, previous);
             ggml_build_forward_expand(graph_, previous);
-            tokens_.push_back(previous);
         }
     }
 
@@ -490,13 +180,13 @@ class BlockGraph {
         ggml_context* ctx = context_.get();
         ggml_tensor* index = first_above(ggml_cumsum(ctx, probs), slot_of(uniforms_, slot), weights_.first_in_chunk);
         ggml_tensor* slot_ids = ggml_reshape_3d(ctx, slot_of(ids_, slot), 1, weights_.width, n_requests_);
-        return pick(slot_ids, index);
+        return pick_tokens(slot_ids, index);
     }
 
     // First the chunk, then the token inside it.
     ggml_tensor* draw_of_vocabulary(ggml_tensor* probs, int64_t slot) {
         ggml_context* ctx = context_.get();
-        const int64_t n_chunks = weights_.width / weights_.chunk;
+        const int64_t n_chunks = weights_.n_chunks();
         ggml_tensor* chunks = ggml_reshape_3d(ctx, probs, weights_.chunk, n_chunks, n_requests_);
         ggml_tensor* masses = ggml_reshape_2d(ctx, ggml_sum_rows(ctx, chunks), n_chunks, n_requests_);
         ggml_tensor* reached = ggml_cumsum(ctx, masses);
@@ -508,7 +198,7 @@ class BlockGraph {
         ggml_tensor* chosen = ggml_reshape_2d(ctx, pick_row(chunks, index), weights_.chunk, n_requests_);
         ggml_tensor* inside = first_above(ggml_cumsum(ctx, chosen), left, weights_.first_in_chunk);
         ggml_tensor* chunk_ids = ggml_get_rows(ctx, weights_.ids, index); // (chunk, n_requests)
-        return pick(ggml_reshape_3d(ctx, chunk_ids, 1, weights_.chunk, n_requests_), inside);
+        return pick_tokens(ggml_reshape_3d(ctx, chunk_ids, 1, weights_.chunk, n_requests_), inside);
     }
 
     // Per request the index of the first entry of `reached` (n, n_requests) above the bound (1, n_requests): `weights`
@@ -523,11 +213,11 @@ class BlockGraph {
     ggml_tensor* pick_row(ggml_tensor* table, ggml_tensor* index) {
         return ggml_get_rows(context_.get(), table, ggml_reshape_2d(context_.get(), index, 1, n_requests_));
     }
-    // Tokens (n_requests). The flag keeps them until the host reads them; on a reshape it would have no effect.
-    ggml_tensor* pick(ggml_tensor* table, ggml_tensor* index) {
-        ggml_tensor* picked = pick_row(table, index);
-        ggml_set_output(picked);
-        return ggml_reshape_1d(context_.get(), picked, n_requests_);
+    // The slot's tokens (n_requests), kept until the host reads them.
+    ggml_tensor* pick_tokens(ggml_tensor* ids, ggml_tensor* index) {
+        tokens_.push_back(pick_row(ids, index));
+        ggml_set_output(tokens_.back());
+        return ggml_reshape_1d(context_.get(), tokens_.back(), n_requests_);
     }
 
     ggml_tensor* multiply(ggml_tensor* matrix, ggml_tensor* vectors) {
@@ -600,23 +290,5 @@ size_t BlockGraphs::width() const { return static_cast<size_t>(impl_->weights.wi
 bool BlockGraphs::is_full() const { return impl_->weights.is_full; }
 bool BlockGraphs::reads_hidden() const { return impl_->weights.has_mix(); }
 std::span<const int32_t> BlockGraphs::vocabulary() const { return impl_->weights.vocabulary; }
-
-RowTable make_row_table(const std::string& type_name, std::span<const std::byte> data, int64_t n_rows, int64_t n_cols) {
-    for (int i = 0; i < GGML_TYPE_COUNT; ++i) {
-        const auto type = static_cast<ggml_type>(i);
-        const ggml_type_traits* traits = ggml_get_type_traits(type);
-        if (traits->type_name == nullptr || traits->type_name != type_name ||
-            (traits->to_float == nullptr && type != GGML_TYPE_F32)) {
-            continue;
-        }
-        const size_t row_bytes = n_cols % traits->blck_size == 0 ? ggml_row_size(type, n_cols) : 0;
-        if (row_bytes == 0 || data.size() != row_bytes * static_cast<size_t>(n_rows)) {
-            throw_value(type_name + " data", "hold " + std::to_string(n_rows) + " rows of " + std::to_string(n_cols),
-                        std::to_string(data.size()) + " bytes");
-        }
-        return {data.data(), row_bytes, n_rows, n_cols, type == GGML_TYPE_F32 ? copy_f32 : traits->to_float};
-    }
-    throw_value("type_name", "be a type of ggml that can be decoded", type_name);
-}
 
 } // namespace dspark

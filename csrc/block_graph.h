@@ -1,7 +1,6 @@
 // The device's side of graph_head.h: Markov weights in device memory and one ggml graph per batch shape, which draws
 // whole blocks. Owns: devices, weights, graphs. Must not know: requests, sampling options, distributions. Threads: one
-// per thread. block_graph.cpp is, beside llama_api*.cpp, the only file that includes ggml headers; no type of ggml
-// shows here.
+// per thread. No type of ggml shows here.
 #pragma once
 
 #include "sequential_head.h"

@@ -56,6 +56,15 @@ def make_head(weights, type_name="f32", **options):
     return _graph_head.GraphHead({**weights, **tables}, device=DEVICE, **options)
 
 
+def quantize(table):
+    """Rows as q8_0 (blocks of an f16 scale and 32 int8), and the floats they stand for."""
+    blocks = table.reshape(-1, 32)
+    scale = (np.abs(blocks).max(axis=1, keepdims=True) / 127).astype(np.float16)
+    steps = np.round(blocks / scale.astype(np.float32)).astype(np.int8)
+    data = np.concatenate([scale.view(np.int8), steps], axis=1)
+    return data.tobytes(), (scale.astype(np.float32) * steps).reshape(table.shape)
+
+
 def make_requests(n, *, temperatures=(1.0,), seed=0, weights=None, n_slots=N_SLOTS):
     rng = np.random.default_rng(seed)
     requests = []
@@ -153,6 +162,38 @@ def test_f16_weights_equal_the_other_heads(kind, n_candidates):
     assert_same_drafts(weights, requests, drafts, n_candidates, **tolerance)
 
 
+@pytest.mark.parametrize("n_candidates", [64, 0])
+def test_quantized_tables_stay_as_they_are(n_candidates):
+    weights = make_weights("rnn", seed=13)
+    tables = {k: ("f32", weights[k].tobytes(), *weights[k].shape) for k in ("gate", "joint")}
+    for name in ("w1", "w2"):
+        data, weights[name] = quantize(weights[name])
+        tables[name] = ("q8_0", data, N_VOCAB, RANK)
+    head = _graph_head.GraphHead({**weights, **tables}, device=DEVICE, n_candidates=n_candidates, max_requests=4)
+    requests = make_requests(3, temperatures=(0.0, 1.0), seed=13)
+    # Rows of q8_0 are widened exactly; a whole q8_0 W2 meets a state in q8_0 (8 bits): 0.4 % of |W2| |q|, here about 4.
+    if n_candidates:
+        assert_same_drafts(weights, requests, head.draft_blocks(requests), n_candidates)
+    else:
+        drafts = zip(head.draft_blocks(requests), _math.draft_blocks(weights, 0, requests), strict=True)
+        for (_, _, _, logits), other in drafts:
+            trace = other["trace"][0]
+            np.testing.assert_allclose(logits[0][1], trace["base_logits"] + trace["transition_bias"], atol=0.1)
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_bf16_tables_stay_as_they_are(kind):
+    weights = make_weights(kind, seed=14)
+    tables = {k: ("f32", weights[k].tobytes(), *weights[k].shape) for k in ("gate", "joint")}
+    for name in ("w1", "w2"):
+        bits = (weights[name].view(np.uint32) >> 16).astype(np.uint16)
+        weights[name] = (bits.astype(np.uint32) << 16).view(np.float32)
+        tables[name] = ("bf16", bits.tobytes(), N_VOCAB, RANK)
+    head = _graph_head.GraphHead({**weights, **tables}, device=DEVICE, max_requests=4)
+    requests = make_requests(3, temperatures=(0.0, 1.0), seed=14)
+    assert_same_drafts(weights, requests, head.draft_blocks(requests), 64)
+
+
 @pytest.mark.parametrize("kind", TYPES)
 def test_block_equals_the_equations(kind):
     weights = make_weights(kind, seed=6, confidence="markov")
@@ -195,7 +236,9 @@ def test_fewer_finite_logits_than_candidates(n_candidates):
     for request in requests:
         request["base_logits"][:, 5:] = -np.inf
         request["base_logits"][2, :4] = -np.inf  # a single token left
-    for tokens, probs, _, logits in make_head(weights, n_candidates=n_candidates, max_requests=2).draft_blocks(requests):
+    for tokens, probs, _, logits in make_head(weights, n_candidates=n_candidates, max_requests=2).draft_blocks(
+        requests
+    ):
         assert tokens.max() < 5 and tokens[2] == 4
         assert all(p[np.searchsorted(ids, t)] > 0 for (ids, p), t in zip(probs, tokens, strict=True))
         assert len(logits[0][0]) == (5 if n_candidates else N_VOCAB)
@@ -203,9 +246,10 @@ def test_fewer_finite_logits_than_candidates(n_candidates):
 
 def test_batches_over_max_requests_and_blocks_of_unequal_length():
     weights = make_weights("rnn", seed=9)
-    requests = [make_requests(1, temperatures=(t,), seed=9 + i, n_slots=n)[0] for i, (t, n) in enumerate(
-        [(0.0, 7), (1.0, 3), (0.7, 5), (1.0, 1), (0.0, 6), (1.0, 7), (1.0, 2)]
-    )]
+    requests = [
+        make_requests(1, temperatures=(t,), seed=9 + i, n_slots=n)[0]
+        for i, (t, n) in enumerate([(0.0, 7), (1.0, 3), (0.7, 5), (1.0, 1), (0.0, 6), (1.0, 7), (1.0, 2)])
+    ]
     together = make_head(weights, max_requests=3).draft_blocks(requests)
     assert [len(tokens) for tokens, *_ in together] == [7, 3, 5, 1, 6, 7, 2]
     assert_same_drafts(weights, requests, together, 64)

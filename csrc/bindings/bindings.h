@@ -5,6 +5,4 @@
 
 void register_models(pybind11::module_& module);
 void register_engine(pybind11::module_& module);
-namespace dspark {
-void register_math(pybind11::module_& core);
-}
+void register_math(pybind11::module_& module);

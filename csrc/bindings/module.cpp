@@ -1,6 +1,7 @@
 // The Python module: one register_* per topic, and the exceptions of python/dspark_cpp/errors.py by name.
 #include "bindings.h"
 #include "errors.h"
+#include "llama_api.h"
 
 #include <exception>
 
@@ -40,7 +41,10 @@ void translate(std::exception_ptr pointer) {
 
 PYBIND11_MODULE(_core, module) {
     py::register_local_exception_translator(translate);
+    const dspark::BuildInfo info = dspark::build_info();
+    module.attr("__version__") = info.version;
+    module.attr("llama_cpp_commit") = info.llama_cpp_commit;
     register_models(module);
     register_engine(module);
-    dspark::register_math(module);
+    register_math(module);
 }

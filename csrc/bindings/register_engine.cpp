@@ -30,7 +30,9 @@ struct LLMOptions {
     int32_t draft_length = -1;
     int32_t draft_window = 4096;
     int32_t max_queue = 512;
-    bool flash_attention = true;
+    // Empty: on with a GPU. ggml's CPU kernel sums in another order for one row than for several, which makes a
+    // token's logits depend on its neighbours in the batch (up to 4e-2 seen with an f32 cache).
+    std::optional<bool> flash_attention;
 };
 
 void require(bool holds, const std::string& message) {
@@ -82,12 +84,20 @@ ContextOptions target_context(const LLMOptions& options, int32_t block) {
     context.n_threads = options.n_threads;
     context.n_threads_batch = options.n_threads_batch;
     context.kv_type = options.kv_type;
-    context.flash_attention_off = !options.flash_attention;
+    context.flash_attention_off = !*options.flash_attention;
     return context;
+}
+
+bool has_gpu() {
+    const auto devices = build_info().devices;
+    return std::any_of(devices.begin(), devices.end(), [](const DeviceInfo& device) { return device.kind == "gpu"; });
 }
 
 void fill_defaults(LLMOptions& options, const Model& target) {
     validate(options);
+    if (!options.flash_attention) {
+        options.flash_attention = has_gpu();
+    }
     if (options.n_ctx == 0) {
         options.n_ctx = std::max(2, std::min(4096, target.n_ctx_train()));
     }
@@ -126,7 +136,7 @@ std::unique_ptr<BoundEngine> make_engine(std::shared_ptr<Model> target, std::sha
         draft.head = options.head;
         draft.n_candidates = options.n_candidates;
         draft.kv_type = options.kv_type == "f32" ? "f32" : "f16";
-        draft.flash_attention_off = !options.flash_attention;
+        draft.flash_attention_off = !*options.flash_attention;
         real_drafter = std::make_unique<LlamaDrafter>(drafter, *real_target, draft);
         bound->draft_context_bytes = real_drafter->context().memory_bytes();
     }
@@ -279,7 +289,8 @@ void register_engine(py::module_& module) {
         .def(py::init([](std::shared_ptr<Model> target, std::shared_ptr<Model> drafter, int32_t n_ctx,
                          int32_t n_parallel, int32_t n_batch, int32_t n_threads, int32_t n_threads_batch,
                          const std::string& kv_type, const std::string& head, int32_t n_candidates,
-                         int32_t draft_length, int32_t draft_window, int32_t max_queue, bool flash_attention) {
+                         int32_t draft_length, int32_t draft_window, int32_t max_queue,
+                         std::optional<bool> flash_attention) {
                  const LLMOptions options{n_ctx,   n_parallel, n_batch,      n_threads,    n_threads_batch, kv_type,
                                           head,    n_candidates, draft_length, draft_window, max_queue,
                                           flash_attention};
@@ -290,7 +301,7 @@ void register_engine(py::module_& module) {
              py::arg("n_parallel") = 1, py::arg("n_batch") = 512, py::arg("n_threads") = 0,
              py::arg("n_threads_batch") = 0, py::arg("kv_type") = "f16", py::arg("head") = "candidates",
              py::arg("n_candidates") = kDefaultCandidates, py::arg("draft_length") = -1,
-             py::arg("draft_window") = 4096, py::arg("max_queue") = 512, py::arg("flash_attention") = true)
+             py::arg("draft_window") = 4096, py::arg("max_queue") = 512, py::arg("flash_attention") = py::none())
         .def("submit", &submit_request, py::arg("prompt"), py::arg("options"))
         .def("step", &run_step)
         .def("cancel", [](BoundEngine& bound, uint64_t id) { return bound.engine->cancel(id); }, py::arg("request_id"))

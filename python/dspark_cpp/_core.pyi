@@ -3,11 +3,6 @@
 from collections.abc import Sequence
 from typing import final
 
-import numpy as np
-import numpy.typing as npt
-
-from . import _math_stub as _math
-
 __version__: str
 llama_cpp_commit: str
 
@@ -252,7 +247,7 @@ class Engine:
         draft_length: int = -1,  # fixed policy: tokens verified a round; -1: the full block; 0: off
         draft_window: int = 4096,
         max_queue: int = 512,
-        flash_attention: bool = True,
+        flash_attention: bool | None = None,  # None: on with a GPU
     ) -> None: ...
     def submit(self, prompt: Sequence[int], options: RequestOptions) -> int: ...
     def step(self) -> list[Event]: ...  # GIL released

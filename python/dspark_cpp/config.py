@@ -165,8 +165,9 @@ class EngineConfig:
         Newest tokens the drafter can see. Drafters are trained at 4096, and fall apart far beyond it.
     max_queue : int
         Requests that may wait; one more is refused with QueueFullError.
-    flash_attention : bool
-        Use llama.cpp's fused attention.
+    flash_attention : bool, optional
+        Use llama.cpp's fused attention. None: with a GPU only. On a CPU it rounds to f16 inside, so that a token's
+        logits depend a little on what shares its batch.
     use_mmap : bool
         Map the files instead of reading them.
     check_tensors : bool
@@ -192,15 +193,17 @@ class EngineConfig:
     policy: Policy = "auto"
     draft_window: int = 4096
     max_queue: int = 512
-    flash_attention: bool = True
+    flash_attention: bool | None = None
     use_mmap: bool = True
     check_tensors: bool = False
 
     def __post_init__(self) -> None:
         for name, (low, high) in _ENGINE_RANGES.items():
             _store(self, name, _integer(name, getattr(self, name), low, high))
-        for name in ("flash_attention", "use_mmap", "check_tensors"):
+        for name in ("use_mmap", "check_tensors"):
             _check_bool(name, getattr(self, name))
+        if self.flash_attention is not None:
+            _check_bool("flash_attention", self.flash_attention)
         _check_choice("kv_type", self.kv_type, get_args(KVType))
         _check_choice("head", self.head, get_args(Head))
         _store(self, "policy", _count_or_choice("policy", self.policy, ("auto", "off", "full")))
@@ -224,7 +227,7 @@ class DemoConfig:
     """
 
     n_repeats: int = 3
-    max_tokens: int = 160
+    max_tokens: int = 128
 
     def __post_init__(self) -> None:
         _store(self, "n_repeats", _integer("n_repeats", self.n_repeats, 1, _INT_MAX))
@@ -268,7 +271,7 @@ class EngineOptions(TypedDict, total=False):
     policy: Policy
     draft_window: int
     max_queue: int
-    flash_attention: bool
+    flash_attention: bool | None
     use_mmap: bool
     check_tensors: bool
 

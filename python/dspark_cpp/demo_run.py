@@ -32,6 +32,10 @@ _FOLDER = Path(__file__).parent / "demo"
 _BUDGET_SECONDS = 50.0  # no repetition but the first begins after this: a slow machine gets fewer, not a longer wait
 _N_CTX = 1024
 _ACCEPTED_STYLE = "bold green"
+_MISMATCH = (
+    "A batch of several tokens rounds differently from one token alone, which can flip two nearly equal logits; more "
+    "than the odd case means a bug.\n"
+)
 _PAYS = 1.02  # below this a difference is noise, above it a gain worth the word
 
 
@@ -100,52 +104,44 @@ class _Demo:
         """Answer one prompt through the model's chat template."""
         return llm.chat([{"role": "user", "content": prompt}], params)
 
-    def show_answers(self, domains: Sequence[_Domain], params: SamplingParams) -> None:
-        """Print the first answer of each domain with its accepted tokens marked; warms both models up as well."""
+    def compare(self, domains: Sequence[_Domain], params: SamplingParams) -> None:
+        """Print an answer of each domain with its accepted tokens marked; compare all with speculation off.
+
+        Off and on run in the same engine and cache. Warms up both models as well.
+        """
+        self.ask(self._plain, domains[0].prompts[0], replace(params, max_tokens=8))
         legend = Text("Accepted draft tokens look ").append(*self._mark("like this"))
         self._console.print(legend.append("; the others are the target's own.\n"))
+        wrong: list[str] = []
         for domain in domains:
-            self.ask(self._plain, domain.prompts[0], params)
-            answer = self.ask(self._dspark, domain.prompts[0], params)
-            self._console.print(Text(f"{domain.name}: {domain.prompts[0]}", style="bold"), soft_wrap=True)
-            self._console.print(self._marked(answer), soft_wrap=True)
-            self._console.print()
+            for prompt in domain.prompts:
+                off = self.ask(self._dspark, prompt, replace(params, draft="off"))
+                on = self.ask(self._dspark, prompt, params)
+                wrong += _difference(prompt, off.token_ids, on.token_ids)
+                if prompt == domain.prompts[0]:
+                    self._show(domain, on)
+        self._report(sum(len(domain.prompts) for domain in domains), wrong)
 
-    def check_identity(self, domains: Sequence[_Domain], params: SamplingParams) -> None:
-        """Compare greedy text with speculation off and on, token by token, in the same engine and cache."""
-        prompts = [prompt for domain in domains for prompt in domain.prompts]
-        wrong = [line for prompt in prompts if (line := self._difference(prompt, params))]
-        n_same = len(prompts) - len(wrong)
-        style = "green" if not wrong else "bold red"
-        self._console.print(
-            f"Greedy text with speculation off and on: {n_same} of {len(prompts)} identical.", style=style
-        )
+    def _show(self, domain: _Domain, answer: Completion) -> None:
+        self._console.print(Text(f"{domain.name}: {domain.prompts[0]}", style="bold"), soft_wrap=True)
+        self._console.print(self._marked(answer), soft_wrap=True)
+        self._console.print()
+
+    def _report(self, n_prompts: int, wrong: Sequence[str]) -> None:
+        text = f"Greedy text with speculation off and on: {n_prompts - len(wrong)} of {n_prompts} identical.\n"
+        self._console.print(text, style="bold red" if wrong else "green")
         for line in wrong:
             self._console.print(line, soft_wrap=True)
         if wrong:
-            self._console.print(
-                "A batch of several tokens rounds differently from one token alone, which can flip two nearly equal "
-                "logits; more than the odd case means a bug.",
-                soft_wrap=True,
-            )
+            self._console.print(_MISMATCH, soft_wrap=True)
 
-    def _difference(self, prompt: str, params: SamplingParams) -> str:
-        off = self.ask(self._dspark, prompt, replace(params, draft="off")).token_ids
-        on = self.ask(self._dspark, prompt, params).token_ids
-        if off == on:
-            return ""
-        pairs = enumerate(zip(off, on, strict=False))
-        at = next((i for i, (a, b) in pairs if a != b), min(len(off), len(on)))
-        return f"  differs from token {at} of {len(off)}: {prompt}"
-
-    def measure(self, domains: Sequence[_Domain], params: SamplingParams, n_repeats: int, until_s: float) -> int:
-        """Time both ways of decoding in turns; returns how many repetitions the time was enough for."""
+    def measure(self, domains: Sequence[_Domain], params: SamplingParams, n_repeats: int, until_s: float) -> None:
+        """Time both ways of decoding in turns, `n_repeats` times or as often as the time is enough for."""
         for repeat in range(n_repeats):
             if repeat > 0 and time.perf_counter() - self._began > until_s:
-                return repeat
+                return
             for domain in domains:
                 self._measure_once(domain, replace(params, seed=repeat))
-        return n_repeats
 
     def _measure_once(self, domain: _Domain, params: SamplingParams) -> None:
         plain, dspark = _Tally(), _Tally()
@@ -188,13 +184,21 @@ def run_demo(config: DemoConfig, console: Console | None = None) -> None:
     with LLM(_FOLDER / "target.gguf", n_ctx=_N_CTX) as plain, LLM.demo(n_ctx=_N_CTX) as dspark:
         demo = _Demo(plain, dspark, console)
         at_zero, at_one = _read_domains(), _read_domains()
-        demo.show_answers(at_zero, greedy)
-        demo.check_identity(at_zero, greedy)
-        n_done = demo.measure(at_zero, greedy, config.n_repeats, _BUDGET_SECONDS / 2)
-        console.print(_table(f"Temperature 0, medians of {n_done} interleaved runs", at_zero))
-        n_done = demo.measure(at_one, replace(greedy, temperature=1.0), config.n_repeats, _BUDGET_SECONDS)
-        console.print(_table(f"Temperature 1, medians of {n_done} interleaved runs", at_one))
+        demo.compare(at_zero, greedy)
+        demo.measure(at_zero, greedy, config.n_repeats, _BUDGET_SECONDS / 2)
+        console.print(_table("Temperature 0", at_zero))
+        demo.measure(at_one, replace(greedy, temperature=1.0), config.n_repeats, _BUDGET_SECONDS)
+        console.print(_table("Temperature 1", at_one))
         console.print(_verdict(at_zero), style="bold", soft_wrap=True)
+
+
+def _difference(prompt: str, off: list[int], on: list[int]) -> list[str]:
+    """Say where two answers part, if they do."""
+    if off == on:
+        return []
+    pairs = enumerate(zip(off, on, strict=False))
+    at = next((i for i, (a, b) in pairs if a != b), min(len(off), len(on)))
+    return [f"  differs from token {at} of {len(off)}: {prompt}"]
 
 
 def _read_domains() -> list[_Domain]:
@@ -203,6 +207,8 @@ def _read_domains() -> list[_Domain]:
 
 
 def _table(title: str, domains: Sequence[_Domain]) -> Table:
+    n_runs = len(domains[0].plain)
+    title += f": {n_runs} interleaved runs, medians; milliseconds are those of a DSpark round"
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE)
     table.add_column("domain")
     for heading in _HEADINGS:
