@@ -70,7 +70,7 @@ struct DeviceWeights {
     ggml_tensor* mix_hidden = nullptr;     // gate or joint, the columns that h meets, f32
     ggml_tensor* mix_embedding = nullptr;  // ... that e meets
     ggml_tensor* mix_state = nullptr;      // ... that s meets
-    ggml_tensor* mix_bias = nullptr;       //
+    ggml_tensor* mix_bias = nullptr;       // (n_mixed)
     ggml_tensor* first_in_chunk = nullptr; // (chunk) n, n - 1, ..., 1: the first of several equal entries wins
     ggml_tensor* first_chunk = nullptr;    // (n_chunks) the same
     ggml_tensor* ids = nullptr;            // (n_chunks, chunk) target ids of the whole draft vocabulary

@@ -14,6 +14,7 @@ namespace {
 
 std::atomic<int> g_log_level{0};
 thread_local std::string t_last_error; // what llama.cpp said on this thread since the last clear_error()
+thread_local int t_n_guards = 0;       // AbortGuards alive on this thread
 
 int level_of(ggml_log_level level) {
     switch (level) {
@@ -41,7 +42,19 @@ void log_callback(ggml_log_level level, const char* text, void* /*user_data*/) {
     }
 }
 
+// Called by ggml_abort, which ends the process when this returns.
+void abort_callback(const char* message) {
+    if (t_n_guards > 0) {
+        const char* slash = std::strrchr(message, '/'); // the source file's directory tells nobody anything
+        throw std::runtime_error(slash == nullptr ? message : slash + 1);
+    }
+    std::fprintf(stderr, "%s\n", message);
+}
+
 } // namespace
+
+AbortGuard::AbortGuard() { ++t_n_guards; }
+AbortGuard::~AbortGuard() { --t_n_guards; }
 
 void clear_error() { t_last_error.clear(); }
 
@@ -58,6 +71,7 @@ void ensure_backend() {
     static std::once_flag once;
     std::call_once(once, [] {
         llama_log_set(log_callback, nullptr);
+        ggml_set_abort_callback(abort_callback);
         llama_backend_init();
     });
 }
@@ -146,6 +160,31 @@ TensorBytes GgufFile::read(const std::string& name) const {
     return bytes;
 }
 
+void GgufFile::check_integer(const std::string& name, int64_t least, int64_t most, bool is_optional) const {
+    const int64_t id = gguf_find_key(gguf.get(), name.c_str());
+    const int64_t value = integer(name, -1);
+    if ((id < 0 && is_optional) || (value >= least && value <= most)) {
+        return;
+    }
+    std::string got = std::to_string(value);
+    if (id < 0) {
+        got = "nothing";
+    } else if (value == -1) {
+        got = std::string("a value of type ") + gguf_type_name(gguf_get_kv_type(gguf.get(), id));
+    }
+    throw ModelLoadError("cannot load " + path + ": " + name + " must be an integer in " + std::to_string(least) +
+                         " .. " + std::to_string(most) + ", got " + got);
+}
+
+// Norms enter element-wise products, which know floats only and abort on anything else.
+void GgufFile::check_norm_type(int64_t tensor_index) const {
+    const std::string name = gguf_get_tensor_name(gguf.get(), tensor_index);
+    const ggml_type type = gguf_get_tensor_type(gguf.get(), tensor_index);
+    if (name.ends_with("norm.weight") && type != GGML_TYPE_F32 && type != GGML_TYPE_F16 && type != GGML_TYPE_BF16) {
+        throw ModelLoadError("cannot load " + path + ": tensor " + name + " must be of a float type, got " +
+                             ggml_type_name(type));
+    }
+}
 
 void GgufFile::check() const {
     auto fail = [this](const std::string& cause) { throw ModelLoadError("cannot load " + path + ": " + cause); };
@@ -156,24 +195,27 @@ void GgufFile::check() const {
     if (llm_arch_from_string(architecture) == LLM_ARCH_UNKNOWN) {
         fail("unknown architecture '" + architecture + "'");
     }
-    const int64_t n_layer = integer(architecture + ".block_count", -1);
-    if (n_layer < 1 || n_layer > LLAMA_MAX_LAYERS) {
-        fail("block_count must be in 1 .. " + std::to_string(LLAMA_MAX_LAYERS) + ", got " + std::to_string(n_layer));
-    }
-    const int64_t n_embd = integer(architecture + ".embedding_length", -1);
-    if (n_embd < 1 || n_embd > (1 << 20)) {
-        fail("embedding_length must be in 1 .. 1048576, got " + std::to_string(n_embd));
-    }
+    check_integer(architecture + ".block_count", 1, LLAMA_MAX_LAYERS);
+    check_integer(architecture + ".embedding_length", 1, 1 << 20);
     for (const char* name : {".attention.head_count", ".attention.head_count_kv"}) {
-        const int64_t n_head = integer(architecture + name, 1); // arrays (one per layer) are llama.cpp's to check
-        if (n_head < 0 || n_head > (1 << 16) || (n_head == 0 && std::string(name) == ".attention.head_count")) {
-            fail(std::string(name + 1) + " must be in 1 .. 65536, got " + std::to_string(n_head));
+        if (key(architecture + name, GGUF_TYPE_ARRAY) < 0) { // arrays (one per layer) are llama.cpp's to check
+            check_integer(architecture + name, std::string(name) == ".attention.head_count" ? 1 : 0, 1 << 16, true);
         }
     }
+    // A norm with a negative epsilon aborts in the first decode, on a thread that cannot report it.
+    for (const char* name : {".attention.layer_norm_rms_epsilon", ".attention.layer_norm_epsilon"}) {
+        const float epsilon = real(architecture + name, 0.0F);
+        if (!(epsilon >= 0.0F && epsilon <= 1.0F)) {
+            fail(std::string(name + 1) + " must be in 0 .. 1, got " + std::to_string(epsilon));
+        }
+    }
+    const int64_t head_size = integer(architecture + ".attention.key_length", 1 << 16);
+    check_integer(architecture + ".rope.dimension_count", 0, head_size, true); // more aborts in the first decode
     if (gguf_get_n_tensors(gguf.get()) == 0) {
         fail("the file holds no tensors");
     }
     for (int64_t i = 0; i < gguf_get_n_tensors(gguf.get()); ++i) {
+        check_norm_type(i);
         const size_t end = gguf_get_data_offset(gguf.get()) + gguf_get_tensor_offset(gguf.get(), i) +
                            gguf_get_tensor_size(gguf.get(), i);
         if (end > n_bytes) {

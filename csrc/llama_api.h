@@ -111,9 +111,11 @@ class Model {
                                                   const std::string& template_override, bool add_generation_prompt,
                                                   bool enable_thinking) const;
 
+    [[nodiscard]] bool is_drafter() const;
     // Drafters only.
     [[nodiscard]] const DrafterInfo& drafter_info() const;
     [[nodiscard]] const HeadWeights& head_weights() const; // valid while the model lives
+    [[nodiscard]] std::string output_device() const;       // where the output layer lies; empty: the CPU
 
     struct Impl;
     [[nodiscard]] Impl& impl() const { return *impl_; }

@@ -81,6 +81,7 @@ Context::Context(std::shared_ptr<Model> model, const ContextOptions& options, Co
     params.type_k = params.type_v = parse_kv_type(options.kv_type);
     params.ctx_other = other == nullptr ? nullptr : other->impl_->context;
     clear_error();
+    const AbortGuard guard;
     impl_->context = llama_init_from_model(model_->impl().model, params);
     if (impl_->context == nullptr) {
         throw ModelLoadError("cannot make a context for " + model_->path() + ": " +

@@ -23,6 +23,16 @@ void ensure_backend();
 void clear_error();
 [[nodiscard]] std::string take_error(const std::string& otherwise);
 
+// GGML_ASSERT ends the process. While a guard lives, one that fails on the guard's thread throws std::runtime_error
+// instead: a file can contradict itself in more ways than GgufFile::check lists. For loading only: a context that was
+// thrown out of must not be used again.
+struct AbortGuard {
+    AbortGuard();
+    ~AbortGuard();
+    AbortGuard(const AbortGuard&) = delete;
+    AbortGuard& operator=(const AbortGuard&) = delete;
+};
+
 // The header of a GGUF file; a key of another type than asked for counts as absent.
 struct GgufFile {
     explicit GgufFile(const std::string& file_path); // throws ModelLoadError
@@ -37,6 +47,8 @@ struct GgufFile {
     [[nodiscard]] TensorBytes read(const std::string& name) const;
     // Throws ModelLoadError for what would make llama.cpp abort or divide by zero before it reports an error.
     void check() const;
+    void check_integer(const std::string& name, int64_t least, int64_t most, bool is_optional = false) const;
+    void check_norm_type(int64_t tensor_index) const;
 
     std::string path;
     uintmax_t n_bytes = 0;

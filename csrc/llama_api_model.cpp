@@ -21,7 +21,7 @@ RowTable row_table(const TensorBytes& tensor) {
     const ggml_type type = parse_type(tensor.type);
     const ggml_to_float_t decode = type == GGML_TYPE_F32 ? copy_f32 : ggml_get_type_traits(type)->to_float;
     if (decode == nullptr) {
-        throw ModelLoadError("cannot read tensor " + tensor.name + ": type " + tensor.type + " cannot be decoded");
+        throw std::runtime_error("cannot read tensor " + tensor.name + ": type " + tensor.type + " cannot be decoded");
     }
     const int64_t n_rows = tensor.shape.size() > 1 ? tensor.shape[1] : 1;
     return {tensor.data.data(), tensor.row_bytes, n_rows, tensor.shape[0],
@@ -77,6 +77,7 @@ std::shared_ptr<Model> Model::load_target(const std::string& path, const ModelOp
     auto impl = std::make_unique<Impl>();
     impl->path = path;
     clear_error();
+    const AbortGuard guard;
     llama_model* model = llama_model_load_from_file(path.c_str(), model_params(options));
     if (model == nullptr) {
         throw ModelLoadError("cannot load " + path + ": " + take_error("llama.cpp gave no reason"));
@@ -95,8 +96,9 @@ std::shared_ptr<Model> Model::load_target(const std::string& path, const ModelOp
 
 namespace {
 
-MarkovHeadType parse_head_type(const std::string& name) {
-    if (name == "vanilla") {
+MarkovHeadType read_head_type(const GgufFile& file) {
+    const std::string name = file.text("dflash.markov_head_type");
+    if (name.empty() || name == "vanilla") {
         return MarkovHeadType::vanilla;
     }
     if (name == "gated") {
@@ -105,7 +107,8 @@ MarkovHeadType parse_head_type(const std::string& name) {
     if (name == "rnn") {
         return MarkovHeadType::rnn;
     }
-    throw ModelLoadError("dflash.markov_head_type must be vanilla, gated or rnn, got " + name);
+    throw ModelLoadError("cannot load " + file.path + ": dflash.markov_head_type must be vanilla, gated or rnn, got " +
+                         name);
 }
 
 constexpr std::array kHeadTensors = {
@@ -120,14 +123,17 @@ DrafterInfo read_drafter_info(const GgufFile& file) {
     info.mask_token = static_cast<int32_t>(file.integer("tokenizer.ggml.mask_token_id", -1));
     info.sample_from_anchor = file.boolean("dflash.sample_from_anchor", true);
     info.is_causal = file.boolean("dflash.attention.causal", false);
-    info.confidence_with_markov = file.boolean("dflash.confidence_with_markov", true);
     info.logit_softcap = file.real("dflash.final_logit_softcapping", 0.0F);
-    info.has_confidence = file.tensor("conf_proj.weight") != nullptr;
+    if (const ggml_tensor* confidence = file.tensor("conf_proj.weight")) {
+        info.has_confidence = true;
+        // Upstream's converter writes no such key: the width tells whether the head reads the embedding too.
+        const bool is_wide = confidence->ne[0] != file.integer("dflash.embedding_length", 0);
+        info.confidence_with_markov = file.boolean("dflash.confidence_with_markov", is_wide);
+    }
     info.owns_embedding = file.tensor("token_embd.weight") != nullptr;
     info.owns_output = file.tensor("output.weight") != nullptr;
     if (const ggml_tensor* w1 = file.tensor("markov_w1.weight")) {
-        const std::string name = file.text("dflash.markov_head_type");
-        info.head_type = parse_head_type(name.empty() ? "vanilla" : name);
+        info.head_type = read_head_type(file);
         info.markov_rank = static_cast<int32_t>(w1->ne[0]);
     }
     if (const ggml_tensor* d2t = file.tensor("d2t")) {
@@ -213,6 +219,8 @@ class DrafterCheck {
         require_shape("token_embd.weight", {d, n_vocab}, true);
         require_shape("output.weight", {d, n_draft}, true);
         require_shape("fc.weight", {d * static_cast<int64_t>(info_.target_layers.size()), d});
+        require(file_.tensor("markov_w2.weight") == nullptr || info_.head_type != MarkovHeadType::none,
+                "tensor markov_w1.weight is missing");
         if (info_.head_type != MarkovHeadType::none) {
             require_shape("markov_w1.weight", {r, n_vocab});
             require_shape("markov_w2.weight", {r, n_draft});
@@ -327,7 +335,7 @@ llama_model* load_backbone(const GgufFile& file, const ModelOptions& options, Mo
     std::unique_ptr<llama_model> model(llama_model_create(loader, params));
     auto* base = dynamic_cast<llama_model_base*>(model.get());
     if (base == nullptr) {
-        throw ModelLoadError("llama.cpp cannot build this architecture");
+        throw std::runtime_error("llama.cpp cannot build this architecture");
     }
     for (size_t i = 0; i + 1 < impl.devices.size(); ++i) {
         base->devices.push_back({false, impl.devices[i]});
@@ -336,7 +344,7 @@ llama_model* load_backbone(const GgufFile& file, const ModelOptions& options, Mo
     base->load_vocab(loader);
     base->load_stats(loader);
     if (!base->load_tensors(loader)) {
-        throw ModelLoadError("loading was interrupted");
+        throw std::runtime_error("loading was interrupted");
     }
     return model.release();
 }
@@ -346,6 +354,9 @@ llama_model* load_backbone(const GgufFile& file, const ModelOptions& options, Mo
 std::shared_ptr<Model> Model::load_drafter(const std::string& path, const ModelOptions& options,
                                            std::shared_ptr<Model> target) {
     ensure_backend();
+    if (target->is_drafter()) {
+        throw ModelMismatchError("cannot draft for " + target->path() + ": it is a drafter itself");
+    }
     const GgufFile file(path);
     file.check();
     const std::string architecture = file.text("general.architecture");
@@ -371,9 +382,12 @@ std::shared_ptr<Model> Model::load_drafter(const std::string& path, const ModelO
         impl->info.n_vocab_draft = owner.n_vocab();
     }
     clear_error();
+    const AbortGuard guard;
     try {
         adopt(*impl, load_backbone(file, options, *impl, borrow_embedding));
         read_heads(file, *impl, owner);
+    } catch (const ModelLoadError&) {
+        throw; // names the file already
     } catch (const std::exception& error) {
         throw ModelLoadError("cannot load " + path + ": " + error.what());
     }
@@ -385,14 +399,22 @@ std::shared_ptr<Model> Model::load_drafter(const std::string& path, const ModelO
     return std::shared_ptr<Model>(new Model(std::move(impl)));
 }
 
+bool Model::is_drafter() const { return impl_->target != nullptr; }
+
 const DrafterInfo& Model::drafter_info() const {
-    if (!impl_->target) {
+    if (!is_drafter()) {
         throw std::invalid_argument("drafter_info needs a drafter, got the target " + impl_->path);
     }
     return impl_->info;
 }
 
 const HeadWeights& Model::head_weights() const { return impl_->heads; }
+
+std::string Model::output_device() const {
+    ggml_backend_dev_t device = impl_->model->dev_output();
+    const bool is_cpu = device == nullptr || ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_CPU;
+    return is_cpu ? "" : ggml_backend_dev_name(device);
+}
 
 // ---- facts ----
 

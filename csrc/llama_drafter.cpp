@@ -1,5 +1,7 @@
 #include "llama_drafter.h"
 
+#include "graph_head.h"
+
 #include <algorithm>
 #include <cstring>
 #include <map>
@@ -36,6 +38,14 @@ std::unique_ptr<SequentialHead> make_head(const Model& model, const DrafterOptio
     }
     if (options.head == "candidates") {
         return make_candidate_head(model.head_weights(), options.n_candidates);
+    }
+    if (options.head == "graph") {
+        GraphHeadOptions graph;
+        graph.device = model.output_device();
+        graph.n_threads = 1; // more never paid on a CPU: the products are tiny
+        graph.n_candidates = options.n_candidates;
+        graph.max_requests = options.n_parallel;
+        return make_graph_head(model.head_weights(), graph);
     }
     throw std::invalid_argument("head must be candidates, full or graph, got " + options.head);
 }

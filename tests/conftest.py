@@ -58,7 +58,9 @@ def llm(f32_target: Path, f32_drafter: Path) -> Iterator[Any]:
     """
     from dspark_cpp import LLM
 
-    with LLM(f32_target, f32_drafter, n_ctx=512, n_parallel=8, kv_type="f32", flash_attention=False) as llm:
+    with LLM(
+        f32_target, f32_drafter, n_ctx=512, n_parallel=8, n_threads=1, kv_type="f32", flash_attention=False
+    ) as llm:
         yield llm
 
 

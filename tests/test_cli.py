@@ -21,7 +21,7 @@ def dspark(*arguments: object, text: str | None = None) -> subprocess.CompletedP
     command = [sys.executable, "-m", "dspark_cpp.cli", *map(str, arguments)]
     environment = {**os.environ, "NO_COLOR": "1", "PYTHONIOENCODING": "utf-8"}
     given = {"stdin": subprocess.DEVNULL} if text is None else {"input": text}
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, **given)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, **given)
 
 
 def assert_error(result: subprocess.CompletedProcess[str], *parts: str) -> None:
@@ -157,7 +157,7 @@ class Terminal:
     def interrupt(self) -> None:
         self._process.send_signal(2)
 
-    def read_until(self, text: str, seconds: float = 30) -> str:
+    def read_until(self, text: str, seconds: float = 120) -> str:
         deadline = time.monotonic() + seconds
         while text not in self._unread:
             assert time.monotonic() < deadline, self._unread
@@ -167,7 +167,7 @@ class Terminal:
         return shown
 
     def wait(self) -> int:
-        status = self._process.wait(20)
+        status = self._process.wait(120)
         os.close(self._ours)
         return status
 

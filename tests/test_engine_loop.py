@@ -23,7 +23,7 @@ ENDLESS = SamplingParams(temperature=0, max_tokens=100_000, ignore_eos=True)
 SHORT = SamplingParams(temperature=0, max_tokens=2, ignore_eos=True)
 
 
-def wait_until(condition, seconds=10.0):
+def wait_until(condition, seconds=60.0):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -95,7 +95,7 @@ def test_loop_gives_each_request_its_own_events():
     with loop._wake:  # both before the first step
         loop.submit([1], None, lambda e: got.put(("a", e.finish_reason)))
         loop.submit([1], None, lambda e: got.put(("b", e.finish_reason)))
-    assert [got.get(timeout=5) for _ in range(4)] == [("b", None), ("a", None), ("a", "stop"), ("b", "length")]
+    assert [got.get(timeout=60) for _ in range(4)] == [("b", None), ("a", None), ("a", "stop"), ("b", "length")]
     loop.close()
 
 
@@ -124,7 +124,7 @@ def test_group_cancels_what_is_left_open():
 
 
 def test_close_reaches_those_who_wait(f32_target, f32_drafter):
-    llm = LLM(f32_target, f32_drafter, n_ctx=4096, n_parallel=2)
+    llm = LLM(f32_target, f32_drafter, n_ctx=4096, n_parallel=2, n_threads=1)
     errors: queue.Queue[BaseException] = queue.Queue()
 
     def ask() -> None:
@@ -139,12 +139,12 @@ def test_close_reaches_those_who_wait(f32_target, f32_drafter):
     wait_until(lambda: llm._loop._engine.n_running == 2)
     llm.close()
     for thread in threads:
-        thread.join(10)
+        thread.join(60)
     assert [type(errors.get_nowait()) for _ in threads] == [EngineClosedError] * 2
 
 
 def test_use_after_close_is_refused(f32_target):
-    with LLM(f32_target, n_ctx=128) as llm:
+    with LLM(f32_target, n_ctx=128, n_threads=1) as llm:
         assert not llm.closed
     llm.close()
     assert llm.closed
@@ -155,12 +155,12 @@ def test_use_after_close_is_refused(f32_target):
 
 
 def test_llm_that_is_dropped_ends_its_thread(f32_target):
-    llm = LLM(f32_target, n_ctx=128)
+    llm = LLM(f32_target, n_ctx=128, n_threads=1)
     thread = llm._loop._thread
     assert thread.is_alive()
     del llm
     gc.collect()
-    thread.join(10)
+    thread.join(60)
     assert not thread.is_alive()
 
 
@@ -186,7 +186,7 @@ def run_script(script: str, *arguments: object, **options) -> subprocess.Popen[s
 INTERRUPTED = """
 import sys, time
 from dspark_cpp import LLM, SamplingParams
-llm = LLM(sys.argv[1], sys.argv[2], n_ctx=4096)
+llm = LLM(sys.argv[1], sys.argv[2], n_ctx=4096, n_threads=1)
 endless = SamplingParams(temperature=0, max_tokens=100000, ignore_eos=True)
 call = {"generate": lambda: llm.generate("One", endless), "stream": lambda: list(llm.stream("One", endless))}
 print("ready", flush=True)
@@ -196,7 +196,7 @@ try:
 except KeyboardInterrupt:
     began = time.monotonic()
     [one] = llm.generate("Two", SamplingParams(max_tokens=3, ignore_eos=True))
-    print("interrupted", len(one.token_ids), time.monotonic() - began < 5)
+    print("interrupted", len(one.token_ids), time.monotonic() - began < 60)
 """
 
 
@@ -207,14 +207,14 @@ def test_ctrl_c_ends_a_call_and_leaves_the_llm_usable(f32_target, f32_drafter, c
     assert process.stdout.readline() == "ready\n"
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
-    output, errors = process.communicate(timeout=20)
+    output, errors = process.communicate(timeout=120)
     assert (output, process.returncode) == ("interrupted 3 True\n", 0), errors
 
 
 LEFT_OPEN = """
 import sys, threading, time
 from dspark_cpp import LLM, SamplingParams
-llm = LLM(sys.argv[1], sys.argv[2], n_ctx=4096)
+llm = LLM(sys.argv[1], sys.argv[2], n_ctx=4096, n_threads=1)
 endless = SamplingParams(temperature=0, max_tokens=100000, ignore_eos=True)
 def ask():
     try:
@@ -232,5 +232,5 @@ print("leaving", flush=True)
 @pytest.mark.parametrize("state", ["idle", "busy"])
 def test_interpreter_ends_while_an_llm_is_open(f32_target, f32_drafter, state):
     process = run_script(LEFT_OPEN, f32_target, f32_drafter, state)
-    output, errors = process.communicate(timeout=30)
+    output, errors = process.communicate(timeout=120)
     assert (output, errors, process.returncode) == ("leaving\n", "", 0)

@@ -1,4 +1,4 @@
-"""The sequential head as a ggml graph: drafts what the candidate and the full head draft, and what the equations say."""
+"""The sequential head as a ggml graph drafts what the candidate and the full head draft, and what the equations say."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_f16_weights_equal_the_other_heads(kind, n_candidates):
     weights = make_weights(kind, seed=5, dtype=np.float16)
     requests = make_requests(4, temperatures=(0.0, 1.0), seed=5)
     drafts = make_head(weights, "f16", n_candidates=n_candidates, max_requests=4).draft_blocks(requests)
-    # Rows of f16 are widened exactly; a whole f16 W2 meets a state rounded to f16 (11 bits): 5e-4 of |W2| |q|, here about 4.
+    # Rows of f16 are widened exactly; a whole f16 W2 meets a state rounded to f16: 5e-4 of |W2| |q|, here about 4.
     tolerance = {} if n_candidates else {"rtol": 5e-4, "atol": 1e-2}
     assert_same_drafts(weights, requests, drafts, n_candidates, **tolerance)
 
@@ -239,7 +239,8 @@ def test_fewer_finite_logits_than_candidates(n_candidates):
     for tokens, probs, _, logits in make_head(weights, n_candidates=n_candidates, max_requests=2).draft_blocks(
         requests
     ):
-        assert tokens.max() < 5 and tokens[2] == 4
+        assert tokens.max() < 5
+        assert tokens[2] == 4
         assert all(p[np.searchsorted(ids, t)] > 0 for (ids, p), t in zip(probs, tokens, strict=True))
         assert len(logits[0][0]) == (5 if n_candidates else N_VOCAB)
 
@@ -300,7 +301,7 @@ def test_drafted_tokens_fit_their_distribution(n_candidates):
         statistic += float((((seen - wanted) ** 2)[keep] / wanted[keep]).sum())
         freedom += int(keep.sum()) - 1
     assert freedom > 10
-    # The seeds are fixed, so this is no gamble: 4 standard deviations of chi-square would be one failure in 30,000 seeds.
+    # Fixed seeds, so this is no gamble: 4 standard deviations would be one failure in some 10,000 seeds.
     assert abs(statistic - freedom) < 4 * np.sqrt(2 * freedom)
 
 

@@ -2,7 +2,7 @@
 
     python tools/train_demo_pair.py all --work build/demo_pair
 
-or stage by stage: tokenizer, target, data, drafters, measure. Every stage reads what the ones before left in the work
+or stage by stage (the stages target and drafters also under torchrun, one process per core or device): tokenizer, target, data, drafters, measure. Every stage reads what the ones before left in the work
 folder and in the repository. Needs torch, numpy, gguf, safetensors and tokenizers; nothing else in the project does.
 """
 
@@ -24,6 +24,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 from demo_pair.drafting import DraftData, DrafterTraining, generate_draft_data, train_drafter  # noqa: E402
 from demo_pair.files import read_target, write_drafter, write_json, write_prompts, write_target  # noqa: E402
 from demo_pair.measure import Pair, measure  # noqa: E402
+from demo_pair.parallel import rank  # noqa: E402
 from demo_pair.target import DOMAIN_WEIGHTS, TargetTraining, train_target  # noqa: E402
 from demo_pair.tokenizer import load_tokenizer, train_tokenizer  # noqa: E402
 from demo_text import DOMAINS, sample_document  # noqa: E402
@@ -83,8 +84,10 @@ def make_target(args: argparse.Namespace) -> None:
     tokenizer = load_tokenizer(PAIR_PATH / "tokenizer.json")
     saved = args.work / "target.pt"
     start = torch.load(saved) if args.resume else None
-    training = TargetTraining(args.target_steps, seed=args.seed)
+    training = TargetTraining(args.target_steps, seed=args.seed, minutes=args.target_minutes)
     weights = train_target(tokenizer, TARGET, training, torch.device(args.device), start)
+    if rank() > 0:
+        return
     torch.save(weights, saved)
     write_target(TARGET_PATH, weights, TARGET, tokenizer)
 
@@ -106,10 +109,13 @@ def make_drafters(args: argparse.Namespace) -> None:
     for head in args.heads:
         config = drafter_config(head)
         n_steps = args.vanilla_steps if head == "vanilla" else args.other_steps
-        training = DrafterTraining(n_steps, seed=args.seed)
+        minutes = args.vanilla_minutes if head == "vanilla" else args.other_minutes
+        training = DrafterTraining(n_steps, seed=args.seed, minutes=minutes)
         saved = args.work / f"{head}.pt"
         start = torch.load(saved) if args.resume else None
         weights = train_drafter(data, target, target_config, config, training, start)
+        if rank() > 0:
+            continue
         torch.save(weights, saved)
         if head == "vanilla":  # one checkpoint carries its own embedding, the others borrow the target's
             weights["embed_tokens.weight"] = target["embed_tokens.weight"]
@@ -152,6 +158,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data-rows", type=int, default=2048)
     parser.add_argument("--vanilla-steps", type=int, default=1500)
     parser.add_argument("--other-steps", type=int, default=800)
+    parser.add_argument("--target-minutes", type=float, help="end the target's training early")
+    parser.add_argument("--vanilla-minutes", type=float, help="end the vanilla drafter's training early")
+    parser.add_argument("--other-minutes", type=float, help="end the other drafters' training early")
     parser.add_argument("--heads", nargs="+", choices=HEADS, default=list(HEADS))
     parser.add_argument("--prompts", type=int, default=40, help="prompts per domain to measure on")
     parser.add_argument("--max-tokens", type=int, default=128)
@@ -164,6 +173,8 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(args.threads)
     torch.manual_seed(SEED)
+    if "RANK" in os.environ:
+        torch.distributed.init_process_group("gloo" if args.device == "cpu" else "nccl")
     for name, stage in STAGES.items():
         if args.stage in ("all", name):
             stage(args)

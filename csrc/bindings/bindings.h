@@ -5,4 +5,5 @@
 
 void register_models(pybind11::module_& module);
 void register_engine(pybind11::module_& module);
+void register_graph_head(pybind11::module_& module);
 void register_math(pybind11::module_& module);

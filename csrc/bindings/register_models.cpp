@@ -111,7 +111,7 @@ void register_models(py::module_& module) {
     py::class_<Model, std::shared_ptr<Model>>(module, "Model", py::is_final())
         .def_static("load_target", &load_target, py::arg("path"), py::kw_only(), py::arg("n_gpu_layers") = -1,
                     py::arg("use_mmap") = true, py::arg("check_tensors") = false)
-        .def_static("load_drafter", &load_drafter, py::arg("path"), py::arg("target"), py::kw_only(),
+        .def_static("load_drafter", &load_drafter, py::arg("path"), py::arg("target").none(false), py::kw_only(),
                     py::arg("n_gpu_layers") = -1, py::arg("use_mmap") = true, py::arg("check_tensors") = false)
         .def_property_readonly("path", &Model::path)
         .def_property_readonly("architecture", &Model::architecture)

@@ -247,7 +247,7 @@ class Engine:
         draft_length: int = -1,  # fixed policy: tokens verified a round; -1: the full block; 0: off
         draft_window: int = 4096,
         max_queue: int = 512,
-        flash_attention: bool | None = None,  # None: on with a GPU
+        flash_attention: bool | None = None,  # None: on, but for an f32 cache on the CPU
     ) -> None: ...
     def submit(self, prompt: Sequence[int], options: RequestOptions) -> int: ...
     def step(self) -> list[Event]: ...  # GIL released

@@ -208,7 +208,7 @@ def _read_domains() -> list[_Domain]:
 
 def _table(title: str, domains: Sequence[_Domain]) -> Table:
     n_runs = len(domains[0].plain)
-    title += f": {n_runs} interleaved runs, medians; milliseconds are those of a DSpark round"
+    title += f" (medians of {n_runs} interleaved runs; milliseconds per DSpark round)"
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE)
     table.add_column("domain")
     for heading in _HEADINGS:

@@ -6,6 +6,7 @@ and a large distance between draft and target distribution; beside them the conf
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ from tests.reference.dspark_torch import (
     transition_bias,
 )
 
+from . import parallel
 from .optimizer import PairedOptimizer
 from .target import DOMAIN_WEIGHTS, half_precision, initial_weights, layer_shapes, sample_rows
 
@@ -64,6 +66,7 @@ class DrafterTraining:
     batch: int = 8
     n_anchors: int = 24
     seed: int = 2
+    minutes: float | None = None
 
 
 def training_prompts(tokenizer: Tokenizer, seed: int) -> Iterator[list[int]]:
@@ -208,15 +211,17 @@ def train_drafter(
     if start is not None:
         weights = {name: start[name].to(device).clone().requires_grad_() for name in weights}
     optimizer = PairedOptimizer(weights, muon_lr=0.02, adam_lr=4e-3)
-    generator = torch.Generator().manual_seed(t.seed)
+    generator = torch.Generator().manual_seed(1000 * t.seed + parallel.rank())
     frozen = half_precision(
         {n: w for n, w in target.items() if n in ("embed_tokens.weight", "norm.weight", "lm_head.weight")}
     )
     embedding = {"embed_tokens.weight": frozen["embed_tokens.weight"]}
     compiled = torch.compile(drafter_loss)
-    began, running = time.monotonic(), torch.zeros(c.block_size)
-    for step in range(t.n_steps):
-        progress = step / t.n_steps
+    schedule, overlaps = parallel.Schedule(t.n_steps, t.minutes), []
+    for step in itertools.count():
+        progress = schedule.progress(step)
+        if progress >= 1:
+            break
         rows = torch.randint(len(data.ids), (t.batch,), generator=generator)
         part = data.to(device, rows)
         anchors = choose_anchors(part.generated.cpu(), c.block_size, t.n_anchors, generator).to(device)
@@ -239,11 +244,12 @@ def train_drafter(
             torch.tensor(ce_weight, device=device),
         )
         loss.backward()
+        parallel.average_gradients(weights)
         optimizer.step(progress)
-        running += 0.05 * (overlap.cpu() - running)
-        if step % 25 == 0 or step == t.n_steps - 1:
-            slots = " ".join(f"{x:.3f}" for x in (running / (1 - 0.95 ** (step + 1))).tolist())
-            rate = (step + 1) / (time.monotonic() - began)
+        overlaps.append(overlap.cpu())
+        if step % 25 == 24 and parallel.rank() == 0:
+            slots = " ".join(f"{x:.3f}" for x in torch.stack(overlaps[-25:]).mean(0).tolist())
+            rate = (step + 1) / (time.monotonic() - schedule.began)
             line = f"loss {loss.item():.3f}, overlap {slots}, {rate:.2f} steps/s"
-            print(f"{c.markov_head_type} step {step} / {t.n_steps}: {line}", flush=True)
+            print(f"{c.markov_head_type} step {step + 1}, {progress:.0%}: {line}", flush=True)
     return {name: w.detach() for name, w in weights.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import time
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from tests.reference.dspark_torch import KvCache, TransformerConfig, Weights, target_hidden_states, target_logits
 
+from . import parallel
 from .optimizer import PairedOptimizer
 
 DOMAIN_WEIGHTS = {"arithmetic": 0.40, "code": 0.25, "chat": 0.35}
@@ -98,6 +100,7 @@ class TargetTraining:
     batch: int = 12
     length: int = 384
     seed: int = 1
+    minutes: float | None = None
 
 
 def train_target(
@@ -108,18 +111,23 @@ def train_target(
     if start is not None:
         weights = {name: start[name].to(device).clone().requires_grad_() for name in weights}
     optimizer = PairedOptimizer(weights, muon_lr=0.02, adam_lr=4e-3)
-    rows = packed_rows(tokenizer, t.length + 1, t.seed)
+    rows = packed_rows(tokenizer, t.length + 1, 1000 * t.seed + parallel.rank())
     compiled = torch.compile(next_token_loss)
-    began, running = time.monotonic(), math.log(c.vocab_size)
-    for step in range(t.n_steps):
+    schedule, losses = parallel.Schedule(t.n_steps, t.minutes), []
+    for step in itertools.count():
+        progress = schedule.progress(step)
+        if progress >= 1:
+            break
         ids = torch.tensor([next(rows) for _ in range(t.batch)], device=device)
         loss = compiled(half_precision(weights), c, ids)
         loss.backward()
-        optimizer.step(step / t.n_steps)
-        running += 0.05 * (loss.item() - running)
-        if step % 20 == 0 or step == t.n_steps - 1:
-            rate = (step + 1) * t.batch * t.length / (time.monotonic() - began)
-            print(f"target step {step} / {t.n_steps}: loss {running:.4f}, {rate:.0f} tokens/s", flush=True)
+        parallel.average_gradients(weights)
+        optimizer.step(progress)
+        losses.append(loss.item())
+        if step % 20 == 19 and parallel.rank() == 0:
+            rate = (step + 1) * t.batch * t.length / (time.monotonic() - schedule.began)
+            mean = sum(losses[-20:]) / 20
+            print(f"target step {step + 1}, {progress:.0%}: loss {mean:.4f}, {rate:.0f} tokens/s a process", flush=True)
     return {name: w.detach() for name, w in weights.items()}
 
 

@@ -1,0 +1,372 @@
+"""Compare dspark-cpp with upstream's own `llama-server --spec-type draft-dspark`: same tree, same files, same prompts.
+
+    python tools/bench_upstream.py                       # the bundled pair; builds the server on first use
+    python tools/bench_upstream.py --target T.gguf --drafter D.gguf --draft-length 1..7 --json result.json
+
+Both decode greedily, plainly and with the drafter, one prompt after the other in turns, so that a machine that slows
+down slows all four. At the trained block size the texts must be identical and the accepted counts within 2 %: then
+upstream and this package agree on context, positions and heads of the drafter. A shorter draft is a narrower block
+upstream, which changes every slot of a non-causal drafter, and a prefix of the full block here: its counts are shown,
+not compared. Speed is tokens per second after the first token, each side by its own clock: HTTP, prompt and tokenizer
+are in neither. Exit status 1: a check failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dspark_cpp import LLM, SamplingParams, build_info
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parents[1]
+DEMO = ROOT / "python/dspark_cpp/demo"
+PROMPTS = ROOT / "tests/data/demo_pair/prompts.json"
+BUILD = ROOT / "build/upstream"
+TOLERANCE = 0.02  # of accepted tokens: batches may be cut differently, and a near tie may then fall differently
+START_SECONDS = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One prompt's greedy continuation, without its end-of-text token."""
+
+    token_ids: list[int]
+    n_decoded: int  # tokens after the first one, the end-of-text token included
+    decode_ms: float
+    n_drafted: int
+    n_accepted: int
+
+
+@dataclass(frozen=True, slots=True)
+class Total:
+    """The sum of a way of decoding over all prompts and repetitions."""
+
+    n_decoded: int
+    decode_ms: float
+    n_drafted: int
+    n_accepted: int
+
+    @classmethod
+    def of(cls, answers: Sequence[Answer]) -> Total:
+        return cls(**{name: sum(getattr(answer, name) for answer in answers) for name in cls.__slots__})
+
+    @property
+    def tokens_per_second(self) -> float:
+        return 1000.0 * self.n_decoded / self.decode_ms if self.decode_ms else 0.0
+
+    @property
+    def accepted_length(self) -> float:
+        """Tokens per round: each round commits its accepted tokens and one of the target's own."""
+        n_rounds = self.n_decoded - self.n_accepted
+        return self.n_decoded / n_rounds if n_rounds > 0 else 0.0
+
+
+@dataclass(slots=True)
+class Run:
+    """What one draft length gave: totals by way of decoding, and what differed."""
+
+    draft_length: int
+    totals: dict[str, Total]
+    n_answers: int
+    different: list[str]
+
+
+AskFunction = Callable[[list[int]], Answer]
+
+
+# ---- upstream's side ----
+
+
+def build_server() -> Path:
+    """Build llama-server out of this project's own configuration: same flags, so that only the code differs."""
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    for name in ("CC", "CXX"):  # as scikit-build-core does, so that ccache knows the objects of the package
+        environment.setdefault(name, (sysconfig.get_config_var(name) or {"CC": "cc", "CXX": "c++"}[name]).split()[0])
+    cmake = shutil.which("cmake", path=environment["PATH"]) or sys.exit("cmake must be on the PATH")
+    import pybind11
+
+    configure = [cmake, "-G", "Ninja", "-S", str(ROOT), "-B", str(BUILD), "-DCMAKE_BUILD_TYPE=Release"]
+    configure += [f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"]
+    configure += ["-DLLAMA_BUILD_TOOLS=ON", "-DLLAMA_BUILD_SERVER=ON", "-DLLAMA_USE_PREBUILT_UI=OFF"]
+    configure += shlex.split(environment.get("CMAKE_ARGS", ""))
+    subprocess.run(configure, env=environment, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([cmake, "--build", str(BUILD), "--target", "llama-server"], env=environment, check=True)
+    return BUILD / "bin/llama-server"
+
+
+def server_command(server: Path, options: argparse.Namespace, port: int, draft_length: int) -> list[str]:
+    """One slot, no prompt cache, no confidence threshold; `draft_length` 0 is plain decoding."""
+    threads = str(options.threads)
+    command = [str(server), "--model", str(options.target), "--host", "127.0.0.1", "--port", str(port), "--offline"]
+    command += ["--parallel", "1", "--ctx-size", str(options.n_ctx), "--batch-size", "512", "--ubatch-size", "512"]
+    command += ["--threads", threads, "--threads-batch", threads, "--n-gpu-layers", str(options.n_gpu_layers)]
+    command += ["--flash-attn", "on" if options.flash_attention else "off", "--fit", "off", "--no-webui"]
+    command += ["--no-cache-prompt", "--cache-ram", "0", "--ctx-checkpoints", "0", "--no-context-shift"]
+    if draft_length > 0:
+        command += ["--spec-type", "draft-dspark", "--spec-draft-model", str(options.drafter)]
+        command += ["--spec-draft-n-max", str(draft_length), "--spec-draft-n-min", "0", "--spec-draft-p-min", "0"]
+        command += ["--spec-draft-threads", threads, "--spec-draft-threads-batch", threads]
+        command += ["--spec-draft-ngl", str(options.n_gpu_layers)]
+    return command
+
+
+@contextmanager
+def running_server(command: list[str], port: int) -> Iterator[str]:
+    """Start a server, wait until it answers, stop it in the end; yields its address."""
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            wait_until_ready(f"http://127.0.0.1:{port}/health", process)
+            yield f"http://127.0.0.1:{port}"
+        except Exception:
+            log.seek(0)
+            sys.stderr.write("".join(log.readlines()[-30:]))
+            raise
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def wait_until_ready(address: str, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise RuntimeError(f"llama-server ended with status {process.returncode}")
+        try:
+            with urllib.request.urlopen(address, timeout=2):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.1)
+    raise TimeoutError(f"llama-server must answer within {START_SECONDS} s")
+
+
+def ask_server(address: str, prompt: list[int], options: argparse.Namespace, is_end: Callable[[int], bool]) -> Answer:
+    body = {"prompt": prompt, "n_predict": options.n_tokens, "temperature": 0.0, "seed": 1, "samplers": ["temperature"]}
+    body |= {"cache_prompt": False, "return_tokens": True, "stream": False}
+    request = urllib.request.Request(
+        f"{address}/completion", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=600) as response:
+        reply: dict[str, Any] = json.load(response)
+    timings = reply["timings"]
+    tokens = reply["tokens"]
+    if tokens and is_end(tokens[-1]):
+        tokens = tokens[:-1]
+    return Answer(
+        token_ids=tokens,
+        n_decoded=timings["predicted_n"] - 1,
+        decode_ms=timings["predicted_ms"],
+        n_drafted=timings.get("draft_n", 0),
+        n_accepted=timings.get("draft_n_accepted", 0),
+    )
+
+
+# ---- our side ----
+
+
+def ask_llm(llm: LLM, prompt: list[int], options: argparse.Namespace) -> Answer:
+    [completion] = llm.generate(prompt, SamplingParams(temperature=0.0, max_tokens=options.n_tokens))
+    stats = completion.stats
+    return Answer(
+        token_ids=list(completion.token_ids),
+        n_decoded=stats.n_committed,
+        decode_ms=stats.decode_ms,
+        n_drafted=stats.n_scheduled,  # what was verified: upstream counts those too
+        n_accepted=stats.n_accepted,
+    )
+
+
+def load(options: argparse.Namespace, draft_length: int) -> LLM:
+    return LLM(
+        options.target,
+        options.drafter if draft_length > 0 else None,
+        n_ctx=options.n_ctx,
+        n_threads=options.threads,
+        n_threads_batch=options.threads,
+        n_gpu_layers=options.n_gpu_layers,
+        flash_attention=options.flash_attention,
+        head=options.head,
+        policy=draft_length,
+    )
+
+
+# ---- the comparison ----
+
+
+def compare(server: Path, options: argparse.Namespace, draft_length: int, prompts: dict[str, str]) -> Run:
+    """Run all prompts through plain and speculative decoding of both sides, in turns."""
+    with ExitStack() as stack:
+        ways: dict[str, AskFunction] = {}
+        for way, length in (("plain", 0), ("dspark", draft_length)):
+            llm = stack.enter_context(load(options, length))
+            port = free_port()
+            command = server_command(server, options, port, length)
+            address = stack.enter_context(running_server(command, port))
+            ways[f"upstream {way}"] = lambda prompt, at=address, llm=llm: ask_server(
+                at, prompt, options, llm.model.is_end_of_generation
+            )
+            ways[f"dspark-cpp {way}"] = lambda prompt, llm=llm: ask_llm(llm, prompt, options)
+        return take_turns(ways, {name: llm.tokenize(text) for name, text in prompts.items()}, options, draft_length)
+
+
+def take_turns(
+    ways: dict[str, AskFunction], prompts: dict[str, list[int]], options: argparse.Namespace, draft_length: int
+) -> Run:
+    first = next(iter(prompts.values()))
+    for ask in ways.values():
+        ask(first)  # warms it up
+    answers: dict[str, list[Answer]] = {name: [] for name in ways}
+    different: list[str] = []
+    for _ in range(options.repeats):
+        for prompt_name, prompt in prompts.items():
+            for name, ask in ways.items():
+                answers[name].append(ask(prompt))
+            different += differences(prompt_name, {name: answers[name][-1] for name in ways})
+    n_answers = len(prompts) * options.repeats
+    return Run(draft_length, {name: Total.of(answers[name]) for name in ways}, n_answers, different)
+
+
+def differences(prompt_name: str, answers: dict[str, Answer]) -> list[str]:
+    """Name the ways whose tokens are not those of upstream's plain decoding, and where they leave it."""
+    reference = answers["upstream plain"].token_ids
+    lines = []
+    for name, answer in answers.items():
+        if answer.token_ids != reference:
+            pairs = enumerate(zip(reference, answer.token_ids, strict=False))
+            shorter = min(len(reference), len(answer.token_ids))
+            at = next((i for i, (a, b) in pairs if a != b), shorter)
+            lines.append(f"{prompt_name}: {name} differs from token {at} of {len(reference)}")
+    return lines
+
+
+def failures(run: Run, block_size: int) -> list[str]:
+    """Say which check failed; counts are comparable only where both sides draft the trained block."""
+    ours, theirs = run.totals["dspark-cpp dspark"], run.totals["upstream dspark"]
+    lines = list(run.different)
+    if run.draft_length == block_size:
+        for name in ("n_drafted", "n_accepted"):
+            a, b = getattr(ours, name), getattr(theirs, name)
+            if abs(a - b) > TOLERANCE * max(a, b):
+                lines.append(f"{name} must agree within {TOLERANCE:.0%}, got {a} here and {b} upstream")
+    return lines
+
+
+def show(console: Console, run: Run, options: argparse.Namespace, n_prompts: int, block_size: int) -> None:
+    title = f"draft length {run.draft_length}, {n_prompts} prompts x {options.n_tokens} tokens, {options.repeats} runs"
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE)
+    table.add_column("")
+    for heading in ("plain\ntokens/s", "DSpark\ntokens/s", "ratio", "drafted", "accepted", "accepted\nlength"):
+        table.add_column(heading, justify="right")
+    for side in ("upstream", "dspark-cpp"):
+        plain, spark = run.totals[f"{side} plain"], run.totals[f"{side} dspark"]
+        ratio = spark.tokens_per_second / plain.tokens_per_second if plain.tokens_per_second else 0.0
+        counts = (str(spark.n_drafted), str(spark.n_accepted), f"{spark.accepted_length:.3f}")
+        speeds = (f"{plain.tokens_per_second:.0f}", f"{spark.tokens_per_second:.0f}", f"{ratio:.2f}x")
+        table.add_row(side, *speeds, *counts)
+    console.print(table)
+    wrong = failures(run, block_size)
+    for line in wrong:
+        console.print(line, style="red", soft_wrap=True)
+    if not wrong:
+        n_same = f"All {4 * run.n_answers} texts are identical by plain and by DSpark decoding of both sides"
+        counts = ", and the counts agree" if run.draft_length == block_size else "; counts are not comparable here"
+        console.print(f"{n_same}{counts}.", style="green", soft_wrap=True)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def read_prompts(path: Path, n_prompts: int) -> dict[str, str]:
+    """Read the first prompts of every domain in turns: a JSON object whose "prompts" have a "domain" and a "text"."""
+    by_domain: dict[str, list[str]] = {}
+    for prompt in json.loads(path.read_text(encoding="utf-8"))["prompts"]:
+        by_domain.setdefault(prompt["domain"], []).append(prompt["text"])
+    rows = {f"{domain} {i}": text for domain, texts in by_domain.items() for i, text in enumerate(texts)}
+    in_turns = sorted(rows.items(), key=lambda item: int(item[0].rsplit(maxsplit=1)[1]))
+    return dict(in_turns[:n_prompts])
+
+
+def draft_lengths(text: str) -> list[int]:
+    """Read "7", "1,3,7" or "1..7"."""
+    if ".." in text:
+        first, last = map(int, text.split(".."))
+        return list(range(first, last + 1))
+    return [int(part) for part in text.split(",")]
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--target", type=Path, default=DEMO / "target.gguf", help="target GGUF")
+    parser.add_argument("--drafter", type=Path, default=DEMO / "drafter.gguf", help="its drafter, by dspark-convert")
+    parser.add_argument("--server", type=Path, help="a llama-server to use instead of building one")
+    parser.add_argument("--prompts", type=Path, default=PROMPTS, help="JSON file of prompts")
+    parser.add_argument("--n-prompts", type=int, default=30)
+    parser.add_argument("--n-tokens", type=int, default=128)
+    parser.add_argument("--n-ctx", type=int, default=1024)
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--n-gpu-layers", type=int, default=999)
+    parser.add_argument("--head", choices=("candidates", "full", "graph"), default="candidates")
+    parser.add_argument("--no-flash-attention", dest="flash_attention", action="store_false")
+    parser.add_argument("--draft-length", type=draft_lengths, help='"7", "1,3,7" or "1..7"; default: the trained block')
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    return parser.parse_args()
+
+
+def trained_block_size(options: argparse.Namespace) -> int:
+    with LLM(options.target, options.drafter, n_ctx=options.n_ctx, n_gpu_layers=options.n_gpu_layers) as llm:
+        assert llm.drafter is not None
+        return llm.drafter.drafter_info.block_size
+
+
+def main() -> int:
+    options = parse_options()
+    console = Console(highlight=False)
+    server = options.server or build_server()
+    block_size = trained_block_size(options)
+    prompts = read_prompts(options.prompts, options.n_prompts)
+    runs = []
+    for length in options.draft_length or [block_size]:
+        runs.append(compare(server, options, length, prompts))
+        show(console, runs[-1], options, len(prompts), block_size)
+    is_good = not any(failures(run, block_size) for run in runs)
+    if options.json:
+        write_json(options, runs, is_good)
+    return 0 if is_good else 1
+
+
+def write_json(options: argparse.Namespace, runs: Sequence[Run], is_good: bool) -> None:
+    info = build_info()
+    report = {
+        "llama_cpp_commit": info.llama_cpp_commit,
+        "options": {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()},
+        "passed": is_good,
+        "runs": [asdict(run) for run in runs],
+    }
+    options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
