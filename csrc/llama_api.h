@@ -150,9 +150,10 @@ class Context {
 
     // Each throws DecodeError; the rows of the call are then in no sequence.
     void decode_tokens(std::span<const BatchRow> rows);
-    // features (n_rows, n_features): injects drafter context (DESIGN section 2, injection).
+    // features (n_rows, n_features): injects drafter context (DESIGN section 2, injection). With `outputs`, embedding()
+    // then yields H_ctx; it costs a logit buffer of n_rows * V floats, so only tests ask for it.
     void decode_features(std::span<const float> features, std::span<const int32_t> positions,
-                         std::span<const int32_t> sequences);
+                         std::span<const int32_t> sequences, bool outputs = false);
     // Views of the last decode, indexed by batch row; dead after the next decode.
     [[nodiscard]] std::span<const float> logits(int32_t row);             // (n_vocab)
     [[nodiscard]] std::span<const float> embedding(int32_t row);          // (n_embd)

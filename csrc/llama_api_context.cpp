@@ -146,7 +146,7 @@ void Context::decode_tokens(std::span<const BatchRow> rows) {
 }
 
 void Context::decode_features(std::span<const float> features, std::span<const int32_t> positions,
-                              std::span<const int32_t> sequences) {
+                              std::span<const int32_t> sequences, bool outputs) {
     Impl& impl = *impl_;
     const size_t n_rows = positions.size();
     check_size(impl, n_rows);
@@ -161,12 +161,12 @@ void Context::decode_features(std::span<const float> features, std::span<const i
         }
         const std::array<llama_pos, 4> position = {positions[i], positions[i], positions[i], 0};
         llama_batch_ext_set_pos(impl.batch, index, position.data());
-        llama_batch_ext_set_output_logits(impl.batch, index, false);
+        llama_batch_ext_set_output_logits(impl.batch, index, outputs);
     }
-    impl.has_output.clear();
+    impl.has_output.assign(n_rows, false); // no logits, whatever else is read
+    impl.n_rows = outputs ? static_cast<int32_t>(n_rows) : 0;
     // With embeddings on, llama.cpp makes an output, V floats wide, of every row: off while injecting.
-    llama_set_embeddings(impl.context, false);
-    impl.n_rows = 0;
+    llama_set_embeddings(impl.context, outputs);
     try {
         run(impl);
     } catch (...) {

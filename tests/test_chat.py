@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("dspark_cpp._core")
 
-from dspark_cpp import DecodeError
+from dspark_cpp import DecodeError, SamplingParams
 from dspark_cpp.chat import ReplyBuilder, RequestStats, TextStream, render_chat, without_second_bos
 
 
@@ -95,7 +95,7 @@ def event(text: str, finish_reason: str | None = None, **fields):
 
 
 def test_reply_ends_its_tokens_with_the_one_that_completed_the_stop_string():
-    reply = ReplyBuilder(Letters(), ["cd"], seed=7)
+    reply = ReplyBuilder(Letters(), SamplingParams(stop="cd"), seed=7)
     first, second = reply.feed(event("abc")), reply.feed(event("def"))
     assert (first.text, second.text) == ("ab", "")
     assert second.token_ids == list(b"d")
@@ -108,21 +108,21 @@ def test_reply_ends_its_tokens_with_the_one_that_completed_the_stop_string():
 
 
 def test_reply_flushes_held_text_at_its_end():
-    reply = ReplyBuilder(Letters(), ["xyz"], seed=0)
+    reply = ReplyBuilder(Letters(), SamplingParams(stop="xyz"), seed=0)
     assert reply.feed(event("axy")).text == "a"
     assert reply.feed(event("", "length")).text == "xy"
     assert reply.completion().finish_reason == "length"
 
 
 def test_reply_hides_special_tokens_but_keeps_them_in_token_ids():
-    reply = ReplyBuilder(Letters(), [], seed=0)
+    reply = ReplyBuilder(Letters(), SamplingParams(), seed=0)
     reply.feed(event("a\0b", "length"))
     assert (reply.completion().text, reply.completion().token_ids) == ("ab", [97, 0, 98])
 
 
 def test_reply_pairs_logprobs_with_tokens():
     entries = [SimpleNamespace(logprob=-float(i), top=[(1, -0.5)]) for i in range(3)]
-    reply = ReplyBuilder(Letters(), ["b"], seed=0)
+    reply = ReplyBuilder(Letters(), SamplingParams(stop="b", logprobs=1), seed=0)
     reply.feed(event("abc", "length", logprobs=entries))
     logprobs = reply.completion().logprobs
     assert [(entry.token_id, entry.logprob, entry.top) for entry in logprobs] == [
@@ -131,9 +131,16 @@ def test_reply_pairs_logprobs_with_tokens():
     ]
 
 
+def test_reply_without_tokens_has_logprobs_if_they_were_asked_for():
+    for params, expected in ((SamplingParams(logprobs=0), []), (SamplingParams(), None)):
+        reply = ReplyBuilder(Letters(), params, seed=0)
+        reply.feed(event("", "stop"))
+        assert reply.completion().logprobs == expected
+
+
 def test_reply_raises_what_the_engine_reports():
     with pytest.raises(DecodeError, match="cannot decode"):
-        ReplyBuilder(Letters(), [], seed=0).feed(event("", "error", error="cannot decode the batch"))
+        ReplyBuilder(Letters(), SamplingParams(), seed=0).feed(event("", "error", error="cannot decode the batch"))
 
 
 def test_stats_count_tokens_per_round_and_second():

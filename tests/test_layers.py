@@ -17,7 +17,8 @@ LAYOUT = ["cli", "demo_run", "llm", "engine_loop", "chat", "config", "convert", 
 
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
-LLAMA_HEADER = re.compile(r'#include [<"](llama[.-][^">]*|ggml[^">]*|gguf\.h|chat\.h|common\.h)[">]')
+LLAMA_HEADER = re.compile(r'#include [<"](llama[.-][^">]*|gguf\.h|chat\.h|common\.h)[">]')
+GGML_HEADER = re.compile(r'#include [<"]ggml[^">]*[">]')
 
 
 def layer_of(path: Path) -> str:
@@ -64,6 +65,7 @@ def test_mathematics_knows_neither_llama_cpp_nor_python():
     for path in pure_sources():
         text = path.read_text("utf-8")
         assert not LLAMA_HEADER.search(text), path
+        assert not GGML_HEADER.search(text), path
         assert "Python.h" not in text, path
         assert "pybind11" not in text, path
 
@@ -76,4 +78,4 @@ def test_only_bindings_include_pybind11():
 def test_only_files_named_for_it_include_llama_cpp():
     users = [path.name for path in CSRC.rglob("*.[ch]*") if LLAMA_HEADER.search(path.read_text("utf-8"))]
     assert users
-    assert all(name.startswith(("llama_", "graph_")) for name in users), users
+    assert all(name.startswith("llama_") for name in users), users

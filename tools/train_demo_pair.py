@@ -2,8 +2,9 @@
 
     python tools/train_demo_pair.py all --work build/demo_pair
 
-or stage by stage (the stages target and drafters also under torchrun, one process per core or device): tokenizer, target, data, drafters, measure. Every stage reads what the ones before left in the work
-folder and in the repository. Needs torch, numpy, gguf, safetensors and tokenizers; nothing else in the project does.
+or stage by stage (the stages target and drafters also under torchrun, one process per core or device): tokenizer,
+target, data, drafters, measure. Every stage reads what the ones before left in the work folder and in the repository.
+Needs torch, numpy, gguf, safetensors and tokenizers; nothing else in the project does.
 """
 
 from __future__ import annotations

@@ -5,5 +5,6 @@
 
 void register_models(pybind11::module_& module);
 void register_engine(pybind11::module_& module);
+void register_testing(pybind11::module_& module);
 void register_graph_head(pybind11::module_& module);
 void register_math(pybind11::module_& module);

@@ -46,6 +46,7 @@ PYBIND11_MODULE(_core, module) {
     module.attr("llama_cpp_commit") = info.llama_cpp_commit;
     register_models(module);
     register_engine(module);
+    register_testing(module);
     register_graph_head(module);
     register_math(module);
 }

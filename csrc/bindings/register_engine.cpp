@@ -1,175 +1,15 @@
-// The engine over real models, and over a scripted drafter for the tests.
+// The engine, its options and its events.
 #include "bindings.h"
-
-#include "engine.h"
-#include "errors.h"
-#include "llama_drafter.h"
-#include "llama_target.h"
-#include "scripted_drafter.h"
+#include "bound_engine.h"
 
 #include <pybind11/stl.h>
 
-#include <algorithm>
-#include <cstdlib>
-#include <thread>
+#include <map>
 
 namespace py = pybind11;
 using namespace dspark;
 
 namespace {
-
-struct LLMOptions {
-    int32_t n_ctx = 0;
-    int32_t n_parallel = 1;
-    int32_t n_batch = 512;
-    int32_t n_threads = 0;
-    int32_t n_threads_batch = 0;
-    std::string kv_type = "f16";
-    std::string head = "candidates";
-    int32_t n_candidates = kDefaultCandidates;
-    int32_t draft_length = -1;
-    int32_t draft_window = 4096;
-    int32_t max_queue = 512;
-    // Empty: on, but for an f32 cache on the CPU. Measured there, a token's logits alone and in a batch of 8: equal to
-    // the bit with flash attention and f16, off by up to 4e-2 with f32; without it equal with f32, off by 7e-3 with f16.
-    std::optional<bool> flash_attention;
-};
-
-void require(bool holds, const std::string& message) {
-    if (!holds) {
-        throw std::invalid_argument(message);
-    }
-}
-
-bool is_quantized(const std::string& kv_type) { return kv_type == "q8_0" || kv_type == "q4_0"; }
-
-void validate(const LLMOptions& options) {
-    require(options.n_ctx == 0 || (options.n_ctx >= 2 && options.n_ctx <= (1 << 24)),
-            "n_ctx must be 0 or in 2 .. 16777216, got " + std::to_string(options.n_ctx));
-    require(options.n_parallel >= 1 && options.n_parallel <= 256,
-            "n_parallel must be in 1 .. 256, got " + std::to_string(options.n_parallel));
-    require(options.n_batch >= 1 && options.n_batch <= 16384,
-            "n_batch must be in 1 .. 16384, got " + std::to_string(options.n_batch));
-    require(options.n_threads >= 0 && options.n_threads <= 512,
-            "n_threads must be in 0 .. 512, got " + std::to_string(options.n_threads));
-    require(options.n_threads_batch >= 0 && options.n_threads_batch <= 512,
-            "n_threads_batch must be in 0 .. 512, got " + std::to_string(options.n_threads_batch));
-    require(options.n_candidates >= 1, "n_candidates must be at least 1, got " + std::to_string(options.n_candidates));
-    require(options.draft_length >= -1,
-            "draft_length must be -1 (full), 0 (off) or more, got " + std::to_string(options.draft_length));
-    require(options.draft_window >= 1, "draft_window must be at least 1, got " + std::to_string(options.draft_window));
-    require(static_cast<int64_t>(options.n_ctx) * options.n_parallel <= (int64_t{1} << 30),
-            "n_ctx * n_parallel must be at most 2^30 cells, got " +
-                std::to_string(static_cast<int64_t>(options.n_ctx) * options.n_parallel));
-    require(!is_quantized(options.kv_type) || options.flash_attention.value_or(true),
-            "kv_type must be f32, f16 or bf16 without flash_attention, got " + options.kv_type);
-}
-
-void validate_pair(const Model& target, const Model* drafter) {
-    require(!target.is_drafter(), "target must be a target model, got the drafter " + target.path());
-    require(drafter == nullptr || drafter->is_drafter(),
-            "drafter must be a drafter model, got the target " + (drafter == nullptr ? std::string() : drafter->path()));
-}
-
-int32_t default_threads() { return std::max(1, static_cast<int32_t>(std::thread::hardware_concurrency())); }
-
-// What Python holds: the engine, and the real context handles its figures come from.
-struct BoundEngine {
-    std::unique_ptr<Engine> engine;
-    std::shared_ptr<Model> target_model;
-    std::shared_ptr<Model> drafter_model; // after target_model: freed first
-    size_t target_context_bytes = 0;
-    size_t draft_context_bytes = 0;
-
-    ~BoundEngine() { engine.reset(); }
-};
-
-ContextOptions target_context(const LLMOptions& options, int32_t block) {
-    ContextOptions context;
-    context.n_cells = options.n_ctx * options.n_parallel;
-    context.n_batch = std::max(options.n_batch, options.n_parallel * (1 + block));
-    context.n_ubatch = context.n_batch;
-    context.n_sequences = options.n_parallel;
-    context.n_outputs = options.n_parallel * (1 + block);
-    context.n_threads = options.n_threads;
-    context.n_threads_batch = options.n_threads_batch;
-    context.kv_type = options.kv_type;
-    context.flash_attention_off = !*options.flash_attention;
-    return context;
-}
-
-bool has_gpu() {
-    const auto devices = build_info().devices;
-    return std::any_of(devices.begin(), devices.end(), [](const DeviceInfo& device) { return device.kind == "gpu"; });
-}
-
-void fill_defaults(LLMOptions& options, const Model& target) {
-    validate(options);
-    if (!options.flash_attention) {
-        options.flash_attention = has_gpu() || options.kv_type != "f32";
-    }
-    if (options.n_ctx == 0) {
-        options.n_ctx = std::max(2, std::min(4096, target.n_ctx_train()));
-    }
-    if (options.n_threads == 0) {
-        options.n_threads = default_threads();
-    }
-    if (options.n_threads_batch == 0) {
-        options.n_threads_batch = options.n_threads;
-    }
-}
-
-EngineOptions engine_options(const LLMOptions& options) {
-    return {options.n_ctx, options.n_parallel, options.n_batch, options.max_queue};
-}
-
-std::unique_ptr<Scheduler> make_scheduler(const LLMOptions& options, int32_t block) {
-    return std::make_unique<FixedScheduler>(options.draft_length < 0 ? block : options.draft_length);
-}
-
-std::unique_ptr<BoundEngine> make_engine(std::shared_ptr<Model> target, std::shared_ptr<Model> drafter,
-                                         LLMOptions options) {
-    validate_pair(*target, drafter.get());
-    fill_defaults(options, *target);
-    auto bound = std::make_unique<BoundEngine>();
-    bound->target_model = target;
-    bound->drafter_model = drafter;
-    const int32_t block = drafter ? drafter->drafter_info().block_size : 0;
-    auto real_target = std::make_unique<LlamaTarget>(target, target_context(options, block));
-    std::unique_ptr<LlamaDrafter> real_drafter;
-    if (drafter) {
-        DrafterOptions draft;
-        draft.n_parallel = options.n_parallel;
-        draft.n_ctx = options.n_ctx;
-        draft.window = options.draft_window;
-        draft.n_threads = options.n_threads;
-        draft.n_threads_batch = options.n_threads_batch;
-        draft.head = options.head;
-        draft.n_candidates = options.n_candidates;
-        draft.kv_type = options.kv_type == "f32" ? "f32" : "f16";
-        draft.flash_attention_off = !*options.flash_attention;
-        real_drafter = std::make_unique<LlamaDrafter>(drafter, *real_target, draft);
-        bound->draft_context_bytes = real_drafter->context().memory_bytes();
-    }
-    bound->target_context_bytes = real_target->context().memory_bytes();
-    bound->engine = std::make_unique<Engine>(std::move(real_target), std::move(real_drafter),
-                                             make_scheduler(options, block), engine_options(options));
-    return bound;
-}
-
-std::unique_ptr<BoundEngine> make_scripted_engine(std::shared_ptr<Model> target,
-                                                  std::vector<std::vector<int32_t>> scripts, const std::string& mode,
-                                                  int32_t block_size, LLMOptions options) {
-    fill_defaults(options, *target);
-    auto bound = std::make_unique<BoundEngine>();
-    bound->target_model = target;
-    auto drafter = std::make_unique<ScriptedDrafter>(std::move(scripts), parse_script_mode(mode), block_size,
-                                                     target->n_vocab());
-    auto real_target = std::make_unique<LlamaTarget>(target, target_context(options, block_size));
-    bound->engine = std::make_unique<Engine>(std::move(real_target), std::move(drafter),
-                                             make_scheduler(options, block_size), engine_options(options));
-    return bound;
-}
 
 std::optional<Verification> parse_rule(const std::string& name) {
     if (name == "auto") {
@@ -331,18 +171,4 @@ void register_engine(py::module_& module) {
             }
             return positions;
         });
-    py::module_ testing = module.def_submodule("_testing", "Only for the test suite.");
-    testing.def(
-        "scripted_engine",
-        [](std::shared_ptr<Model> target, std::vector<std::vector<int32_t>> scripts, const std::string& mode,
-           int32_t block_size, int32_t n_ctx, int32_t n_parallel, const std::string& kv_type, int32_t draft_length) {
-            LLMOptions options;
-            options.n_ctx = n_ctx;
-            options.n_parallel = n_parallel;
-            options.kv_type = kv_type;
-            options.draft_length = draft_length;
-            return make_scripted_engine(std::move(target), std::move(scripts), mode, block_size, options);
-        },
-        py::arg("target").none(false), py::arg("scripts"), py::arg("mode"), py::kw_only(), py::arg("block_size") = 7,
-        py::arg("n_ctx") = 0, py::arg("n_parallel") = 1, py::arg("kv_type") = "f16", py::arg("draft_length") = -1);
 }

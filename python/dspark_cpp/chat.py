@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from dspark_cpp import _core
-from dspark_cpp.config import checked_text
+from dspark_cpp.config import SamplingParams, checked_text
 from dspark_cpp.errors import DecodeError
 
 __all__ = [
@@ -249,15 +249,16 @@ class ReplyBuilder:
     ----------
     model : Detokenizer
         Gives tokens their bytes.
-    stop : sequence of str
-        Strings that end the text.
+    params : SamplingParams
+        What was asked for: stop strings, log-probabilities.
     seed : int
         The seed the request runs with.
     """
 
-    def __init__(self, model: Detokenizer, stop: Sequence[str], seed: int) -> None:
+    def __init__(self, model: Detokenizer, params: SamplingParams, seed: int) -> None:
         self._model = model
-        self._stream = TextStream(stop)
+        self._stream = TextStream(params.stop_strings)
+        self._has_logprobs = params.logprobs is not None
         self._seed = seed
         self._chunks: list[Chunk] = []
         self.is_finished = False
@@ -289,9 +290,8 @@ class ReplyBuilder:
             text += self._stream.finish()
             reason = "stop" if self._stream.is_stopped else reason
             self.is_finished = True
-        chunk = Chunk(
-            text, event.tokens[:n_tokens], event.drafted[:n_tokens], _logprobs(event, n_tokens), reason, _stats(event)
-        )
+        logprobs = _logprobs(event, n_tokens) if self._has_logprobs else None
+        chunk = Chunk(text, event.tokens[:n_tokens], event.drafted[:n_tokens], logprobs, reason, _stats(event))
         self._chunks.append(chunk)
         return chunk
 
@@ -309,14 +309,15 @@ class ReplyBuilder:
         last = self._chunks[-1]
         assert last.finish_reason is not None
         assert last.stats is not None
-        has_logprobs = any(chunk.logprobs is not None for chunk in self._chunks)
         return Completion(
             text="".join(chunk.text for chunk in self._chunks),
             token_ids=[token for chunk in self._chunks for token in chunk.token_ids],
             finish_reason=last.finish_reason,
             stats=last.stats,
             drafted=[flag for chunk in self._chunks for flag in chunk.drafted],
-            logprobs=[entry for chunk in self._chunks for entry in chunk.logprobs or ()] if has_logprobs else None,
+            logprobs=[entry for chunk in self._chunks for entry in chunk.logprobs or ()]
+            if self._has_logprobs
+            else None,
             seed=self._seed,
         )
 
@@ -383,9 +384,7 @@ def _check_messages(messages: Sequence[Message]) -> None:
             raise ValueError(f"messages must each have a role, got {dict(message)!r}")
 
 
-def _logprobs(event: _core.Event, n_tokens: int) -> list[TokenLogprob] | None:
-    if not event.logprobs:
-        return None
+def _logprobs(event: _core.Event, n_tokens: int) -> list[TokenLogprob]:
     pairs = zip(event.tokens[:n_tokens], event.logprobs, strict=False)
     return [TokenLogprob(token, entry.logprob, tuple(entry.top)) for token, entry in pairs]
 

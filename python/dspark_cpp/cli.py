@@ -7,6 +7,7 @@ Heavy imports wait until a command needs them, so that `dspark --help` answers a
 from __future__ import annotations
 
 import contextlib
+import io
 import sys
 import time
 from collections.abc import Generator
@@ -41,6 +42,9 @@ _CHAT_HELP = "/clear forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C st
 
 def main() -> None:
     """Run the command line: exit status 0, 1 after `error: ...`, 2 for wrong usage."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show a character is no reason to stop
     try:
         app()
     except KeyboardInterrupt:

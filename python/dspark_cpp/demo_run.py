@@ -3,7 +3,7 @@
 Owns: what is run and timed, and how it is shown. Must not know: anything that `LLM` does not offer to everybody.
 
 Plain decoding is an LLM without a drafter, so that it carries none of speculation's costs. Both take turns, prompt by
-prompt, so that a machine that slows down slows both; the figures are medians over the repetitions. Speed is tokens per
+prompt, so that a machine that slows down slows both; the figures are medians over answers. Speed is in tokens per
 second of the engine's own time in rounds: prefill and the printing here are in neither.
 """
 
@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dspark_cpp.chat import Completion
+from dspark_cpp.chat import Completion, RequestStats
 from dspark_cpp.config import DemoConfig, SamplingParams
 from dspark_cpp.llm import LLM
 
@@ -40,55 +40,25 @@ _PAYS = 1.02  # below this a difference is noise, above it a gain worth the word
 
 
 @dataclass(slots=True)
-class _Tally:
-    """The figures of one way of decoding, on one domain, in one repetition."""
-
-    n_committed: int = 0
-    n_rounds: int = 0
-    draft_ms: float = 0.0
-    verify_ms: float = 0.0
-    host_ms: float = 0.0
-
-    def add(self, completion: Completion) -> None:
-        """Count one answer."""
-        stats = completion.stats
-        self.n_committed += stats.n_committed
-        self.n_rounds += stats.n_rounds
-        self.draft_ms += stats.draft_ms
-        self.verify_ms += stats.verify_ms
-        self.host_ms += stats.host_ms
-
-    @property
-    def round_ms(self) -> float:
-        """Time of one round."""
-        return (self.draft_ms + self.verify_ms + self.host_ms) / max(self.n_rounds, 1)
-
-    @property
-    def accepted_length(self) -> float:
-        """Tokens per round."""
-        return self.n_committed / max(self.n_rounds, 1)
-
-    @property
-    def speed(self) -> float:
-        """Tokens per second."""
-        return 1000.0 * self.accepted_length / self.round_ms if self.n_rounds else 0.0
-
-
-@dataclass(slots=True)
 class _Domain:
-    """One domain's prompts, and its figures by repetition."""
+    """One domain's prompts, and the figures of each answer by either way of decoding."""
 
     name: str
     prompts: list[str]
-    plain: list[_Tally] = field(default_factory=list)
-    dspark: list[_Tally] = field(default_factory=list)
+    plain: list[RequestStats] = field(default_factory=list)
+    dspark: list[RequestStats] = field(default_factory=list)
 
     @property
     def ratio(self) -> float:
-        """Speed of DSpark over that of plain decoding, repetition by repetition, the median of it."""
-        return median(
-            spark.speed / max(plain.speed, 1e-9) for plain, spark in zip(self.plain, self.dspark, strict=True)
-        )
+        """Speed of DSpark over that of plain decoding: median over pairs of answers that ran one after the other."""
+        pairs = zip(self.plain, self.dspark, strict=True)
+        return median(spark.tokens_per_second / max(plain.tokens_per_second, 1e-9) for plain, spark in pairs)
+
+    @property
+    def accepted_length(self) -> float:
+        """Tokens per round of DSpark."""
+        n_rounds = sum(stats.n_rounds for stats in self.dspark)
+        return sum(stats.n_committed for stats in self.dspark) / max(n_rounds, 1)
 
 
 class _Demo:
@@ -144,12 +114,9 @@ class _Demo:
                 self._measure_once(domain, replace(params, seed=repeat))
 
     def _measure_once(self, domain: _Domain, params: SamplingParams) -> None:
-        plain, dspark = _Tally(), _Tally()
         for prompt in domain.prompts:
-            plain.add(self.ask(self._plain, prompt, params))
-            dspark.add(self.ask(self._dspark, prompt, params))
-        domain.plain.append(plain)
-        domain.dspark.append(dspark)
+            domain.plain.append(self.ask(self._plain, prompt, params).stats)
+            domain.dspark.append(self.ask(self._dspark, prompt, params).stats)
 
     def _marked(self, answer: Completion) -> Text:
         """Return the text of an answer, accepted tokens marked; half a character waits for its other half."""
@@ -207,21 +174,20 @@ def _read_domains() -> list[_Domain]:
 
 
 def _table(title: str, domains: Sequence[_Domain]) -> Table:
-    n_runs = len(domains[0].plain)
-    title += f" (medians of {n_runs} interleaved runs; milliseconds per DSpark round)"
+    n_runs = len(domains[0].plain) // len(domains[0].prompts)
+    title += f" (medians of {n_runs} runs of each prompt; ms per DSpark round)"
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE)
     table.add_column("domain")
     for heading in _HEADINGS:
         table.add_column(heading, justify="right")
     for domain in [*domains, _total(domains)]:
-        spark = domain.dspark
         table.add_row(
             domain.name,
-            f"{median(tally.speed for tally in domain.plain):.0f}",
-            f"{median(tally.speed for tally in spark):.0f}",
+            f"{median(stats.tokens_per_second for stats in domain.plain):.0f}",
+            f"{median(stats.tokens_per_second for stats in domain.dspark):.0f}",
             f"{domain.ratio:.2f}x",
-            f"{median(tally.accepted_length for tally in spark):.2f}",
-            *(f"{median(getattr(tally, name) / max(tally.n_rounds, 1) for tally in spark):.2f}" for name in _PARTS),
+            f"{domain.accepted_length:.2f}",
+            *(f"{_per_round(domain.dspark, part):.2f}" for part in _PARTS),
         )
     return table
 
@@ -230,33 +196,24 @@ _HEADINGS = ("plain\ntokens/s", "DSpark\ntokens/s", "ratio", "accepted\nlength",
 _PARTS = ("draft_ms", "verify_ms", "host_ms")
 
 
+def _per_round(answers: Sequence[RequestStats], part: str) -> float:
+    """Milliseconds of one part of a round."""
+    return median(float(getattr(stats, part)) / max(stats.n_rounds, 1) for stats in answers)
+
+
 def _total(domains: Sequence[_Domain]) -> _Domain:
-    """All domains as one, token by token."""
-    total = _Domain("all", [])
-    for index in range(len(domains[0].plain)):
-        total.plain.append(_sum([domain.plain[index] for domain in domains]))
-        total.dspark.append(_sum([domain.dspark[index] for domain in domains]))
-    return total
-
-
-def _sum(tallies: Sequence[_Tally]) -> _Tally:
-    return _Tally(
-        n_committed=sum(tally.n_committed for tally in tallies),
-        n_rounds=sum(tally.n_rounds for tally in tallies),
-        draft_ms=sum(tally.draft_ms for tally in tallies),
-        verify_ms=sum(tally.verify_ms for tally in tallies),
-        host_ms=sum(tally.host_ms for tally in tallies),
-    )
+    """All domains as one."""
+    plain = [stats for domain in domains for stats in domain.plain]
+    dspark = [stats for domain in domains for stats in domain.dspark]
+    return _Domain("all", [], plain, dspark)
 
 
 def _verdict(domains: Sequence[_Domain]) -> str:
     """Say whether speculation pays here, and why."""
     total = _total(domains)
-    plain_ms = median(tally.round_ms for tally in total.plain)
-    round_ms = median(tally.round_ms for tally in total.dspark)
-    length = median(tally.accepted_length for tally in total.dspark)
+    plain_ms, round_ms = (max(_per_round(answers, "decode_ms"), 1e-9) for answers in (total.plain, total.dspark))
     cost = f"{round_ms / plain_ms:.1f} plain steps ({round_ms:.2f} ms against {plain_ms:.2f} ms)"
-    why = f"a round costs {cost} and yields {length:.1f} tokens"
+    why = f"a round costs {cost} and yields {total.accepted_length:.1f} tokens"
     if total.ratio >= _PAYS:
         return f"On this machine speculation is {total.ratio:.2f}x of plain decoding at temperature 0: {why}."
     advice = 'With this pair and this machine, policy="off" is the faster choice.'

@@ -101,7 +101,8 @@ class LLM:
 
     def close(self) -> None:
         """Free the engine. Calls in progress raise EngineClosedError, as do later ones. Idempotent."""
-        self._finalizer()
+        self._finalizer.detach()
+        self._loop.close()
 
     @property
     def closed(self) -> bool:
@@ -273,7 +274,7 @@ class LLM:
     def _prepare(self, prompt: Prompt, params: SamplingParams) -> _Work:
         tokens = self._tokens_of(prompt)
         seed = secrets.randbits(64) if params.seed is None else params.seed
-        reply = ReplyBuilder(self._model, params.stop_strings, seed)
+        reply = ReplyBuilder(self._model, params, seed)
         return _Work(tokens, _request_options(params, seed), reply)
 
     def _tokens_of(self, prompt: Prompt) -> list[int]:
