@@ -250,8 +250,13 @@ void Engine::draft() {
         }
         Request& request = *lane.request;
         lane.draft = tasks_.size();
-        DraftTask task{request.id, request.sequence, request.tokens.back(), request.anchor_position(),
-                       request.options.sampling.truncation(), request.random, &request.options.sampling,
+        DraftTask task{request.id,
+                       request.sequence,
+                       request.tokens.back(),
+                       request.anchor_position(),
+                       request.options.sampling.truncation(),
+                       request.random,
+                       &request.options.sampling,
                        &request.counts};
         if (request.options.rule() == Verification::exact) {
             task.truncation.temperature = 0; // the likeliest token is accepted most often
@@ -401,8 +406,7 @@ VerifyResult Engine::decide(const Lane& lane) {
         input.start = static_cast<uint64_t>(start);
         input.random = request.random;
         row_distributions_.resize(std::max(row_distributions_.size(), n + 1));
-        result = dspark::verify(rule, input,
-                                [&](int32_t row) -> const Distribution& { return target_row(lane, row); });
+        result = dspark::verify(rule, input, [&](int32_t row) -> const Distribution& { return target_row(lane, row); });
     }
     push_drafted(lane, 0);
     return result;

@@ -29,8 +29,8 @@ struct EngineOptions {
 // What a step did for one request. The last event of a request, and only that one, has a finish reason.
 struct Event {
     uint64_t request_id = 0;
-    std::vector<int32_t> tokens;  // committed, without an end-of-generation token
-    std::vector<bool> drafted;    // per token: an accepted draft (true) or the target's own (false)
+    std::vector<int32_t> tokens;       // committed, without an end-of-generation token
+    std::vector<bool> drafted;         // per token: an accepted draft (true) or the target's own (false)
     std::vector<TopLogprobs> logprobs; // per token when asked for
     FinishReason finish_reason = FinishReason::none;
     std::string error; // with FinishReason::error

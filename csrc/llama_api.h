@@ -92,8 +92,8 @@ class Model {
     [[nodiscard]] int32_t n_embd() const;
     [[nodiscard]] int32_t n_layer() const;
     [[nodiscard]] int32_t n_ctx_train() const;
-    [[nodiscard]] bool can_tap_layers() const;   // the architecture sets t_layer_inp
-    [[nodiscard]] bool can_roll_back() const;    // attention cache only: rejected rows can be removed
+    [[nodiscard]] bool can_tap_layers() const; // the architecture sets t_layer_inp
+    [[nodiscard]] bool can_roll_back() const;  // attention cache only: rejected rows can be removed
     [[nodiscard]] std::vector<std::pair<std::string, std::string>> metadata() const;
 
     // Text. All of it is thread-safe.
@@ -126,9 +126,9 @@ class Model {
 };
 
 struct ContextOptions {
-    int32_t n_cells = 0;   // cells of the KV cache, shared by all sequences
-    int32_t n_batch = 0;   // most rows of one decode
-    int32_t n_ubatch = 0;  // rows of one forward pass
+    int32_t n_cells = 0;  // cells of the KV cache, shared by all sequences
+    int32_t n_batch = 0;  // most rows of one decode
+    int32_t n_ubatch = 0; // rows of one forward pass
     int32_t n_sequences = 1;
     int32_t n_outputs = 0; // most rows with logits in one decode
     int32_t n_threads = 0;
@@ -155,8 +155,8 @@ class Context {
     void decode_features(std::span<const float> features, std::span<const int32_t> positions,
                          std::span<const int32_t> sequences, bool outputs = false);
     // Views of the last decode, indexed by batch row; dead after the next decode.
-    [[nodiscard]] std::span<const float> logits(int32_t row);             // (n_vocab)
-    [[nodiscard]] std::span<const float> embedding(int32_t row);          // (n_embd)
+    [[nodiscard]] std::span<const float> logits(int32_t row);              // (n_vocab)
+    [[nodiscard]] std::span<const float> embedding(int32_t row);           // (n_embd)
     [[nodiscard]] std::span<const float> layer_input(int32_t layer) const; // (n_rows, n_embd)
     void tap_layer(int32_t layer);
 

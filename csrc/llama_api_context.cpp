@@ -36,8 +36,7 @@ llama_context_params context_params(const ContextOptions& options) {
     params.n_threads_batch = options.n_threads_batch;
     params.embeddings = options.embeddings;
     params.attention_type = options.is_causal ? LLAMA_ATTENTION_TYPE_CAUSAL : LLAMA_ATTENTION_TYPE_NON_CAUSAL;
-    params.flash_attn_type =
-        options.flash_attention_off ? LLAMA_FLASH_ATTN_TYPE_DISABLED : LLAMA_FLASH_ATTN_TYPE_AUTO;
+    params.flash_attn_type = options.flash_attention_off ? LLAMA_FLASH_ATTN_TYPE_DISABLED : LLAMA_FLASH_ATTN_TYPE_AUTO;
     params.offload_kqv = options.offload_kv;
     // One decode is one forward pass only with a unified cache (DESIGN section 4).
     params.kv_unified = true;
@@ -156,8 +155,8 @@ void Context::decode_features(std::span<const float> features, std::span<const i
         const llama_embd row{features.data() + i * n_features, 1, n_features};
         const int32_t index = llama_batch_ext_add_embd(impl.batch, sequences[i], row);
         if (index < 0) {
-            throw DecodeError("cannot inject features: bad row width " + std::to_string(n_features) +
-                              " or sequence " + std::to_string(sequences[i]));
+            throw DecodeError("cannot inject features: bad row width " + std::to_string(n_features) + " or sequence " +
+                              std::to_string(sequences[i]));
         }
         const std::array<llama_pos, 4> position = {positions[i], positions[i], positions[i], 0};
         llama_batch_ext_set_pos(impl.batch, index, position.data());

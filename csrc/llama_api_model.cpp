@@ -2,8 +2,8 @@
 #include "llama_api_impl.h"
 
 #include <array>
-#include <filesystem>
 #include <cstring>
+#include <filesystem>
 #include <limits>
 #include <set>
 
@@ -55,9 +55,9 @@ void adopt(Model::Impl& impl, llama_model* model) {
 
 bool is_tappable(llm_arch architecture) {
     static const std::set<llm_arch> architectures = {
-        LLM_ARCH_QWEN3,      LLM_ARCH_QWEN3MOE,       LLM_ARCH_QWEN3NEXT,  LLM_ARCH_QWEN35,     LLM_ARCH_QWEN35MOE,
-        LLM_ARCH_LLAMA,      LLM_ARCH_GEMMA4,         LLM_ARCH_LFM2,       LLM_ARCH_LFM2MOE,    LLM_ARCH_OPENAI_MOE,
-        LLM_ARCH_DEEPSEEK4,  LLM_ARCH_NEMOTRON_H,     LLM_ARCH_NEMOTRON_H_MOE, LLM_ARCH_MINIMAX_M2,
+        LLM_ARCH_QWEN3,     LLM_ARCH_QWEN3MOE,   LLM_ARCH_QWEN3NEXT,      LLM_ARCH_QWEN35,     LLM_ARCH_QWEN35MOE,
+        LLM_ARCH_LLAMA,     LLM_ARCH_GEMMA4,     LLM_ARCH_LFM2,           LLM_ARCH_LFM2MOE,    LLM_ARCH_OPENAI_MOE,
+        LLM_ARCH_DEEPSEEK4, LLM_ARCH_NEMOTRON_H, LLM_ARCH_NEMOTRON_H_MOE, LLM_ARCH_MINIMAX_M2,
     };
     return architectures.contains(architecture);
 }
@@ -112,7 +112,7 @@ MarkovHeadType read_head_type(const GgufFile& file) {
 }
 
 constexpr std::array kHeadTensors = {
-    "markov_w1.weight",  "markov_w2.weight",    "markov_w2.scale",   "markov_gate.weight", "markov_gate.bias",
+    "markov_w1.weight",    "markov_w2.weight",  "markov_w2.scale",  "markov_gate.weight", "markov_gate.bias",
     "markov_joint.weight", "markov_joint.bias", "conf_proj.weight", "conf_proj.bias",
 };
 
@@ -187,13 +187,12 @@ class DrafterCheck {
         require(!info_.target_layers.empty() && info_.target_layers.size() <= 64,
                 "dflash.target_layers must name 1 to 64 layers, got " + std::to_string(info_.target_layers.size()));
         for (const int32_t layer : info_.target_layers) {
-            require(layer >= 0 && layer <= target_.n_layer(),
-                    "dflash.target_layers must lie in 0 .. " + std::to_string(target_.n_layer()) +
-                        " for this target, got " + std::to_string(layer));
+            require(layer >= 0 && layer <= target_.n_layer(), "dflash.target_layers must lie in 0 .. " +
+                                                                  std::to_string(target_.n_layer()) +
+                                                                  " for this target, got " + std::to_string(layer));
         }
         require(file_.tensor("selector_hidden.weight") == nullptr, "DFlash 2 selector drafters are not supported");
-        require(file_.integer("dflash.hyper_connection_count", 0) == 0,
-                "DeepSeek-V4 drafters are not supported");
+        require(file_.integer("dflash.hyper_connection_count", 0) == 0, "DeepSeek-V4 drafters are not supported");
     }
 
     void check_pair() {
@@ -215,7 +214,8 @@ class DrafterCheck {
         const int64_t n_vocab = target_.n_vocab();
         const int64_t n_draft = info_.n_vocab_draft > 0 ? info_.n_vocab_draft : n_vocab;
         require(n_draft <= n_vocab, "d2t must not be longer than the vocabulary, got " + std::to_string(n_draft));
-        require(info_.n_vocab_draft == 0 || info_.owns_output, "a reduced draft vocabulary needs its own output.weight");
+        require(info_.n_vocab_draft == 0 || info_.owns_output,
+                "a reduced draft vocabulary needs its own output.weight");
         require_shape("token_embd.weight", {d, n_vocab}, true);
         require_shape("output.weight", {d, n_draft}, true);
         require_shape("fc.weight", {d * static_cast<int64_t>(info_.target_layers.size()), d});
@@ -319,7 +319,8 @@ void read_heads(const GgufFile& file, Model::Impl& impl, const Model& target) {
 
 // The way llama_model_load_from_file goes, with the head tensors taken out of the loader's list first: mmap, repacking
 // and offload stay as they are, and the graph leaves out its greedy Markov chain.
-llama_model* load_backbone(const GgufFile& file, const ModelOptions& options, Model::Impl& impl, bool borrow_embedding) {
+llama_model* load_backbone(const GgufFile& file, const ModelOptions& options, Model::Impl& impl,
+                           bool borrow_embedding) {
     llama_model_params params = model_params(options);
     params.devices = impl.devices.data();
     std::vector<std::string> splits;

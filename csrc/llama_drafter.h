@@ -14,8 +14,8 @@ namespace dspark {
 
 struct DrafterOptions {
     int32_t n_parallel = 1;
-    int32_t n_ctx = 4096;          // tokens of one request
-    int32_t window = 4096;         // context rows kept per request; drafters are trained at this length
+    int32_t n_ctx = 4096;  // tokens of one request
+    int32_t window = 4096; // context rows kept per request; drafters are trained at this length
     int32_t n_threads = 1;
     int32_t n_threads_batch = 1;
     std::string head = "candidates"; // candidates | full | graph

@@ -11,8 +11,8 @@ namespace dspark {
 // One request that could speculate in this step.
 struct Proposal {
     uint64_t request_id = 0;
-    int32_t most = 0;                            // longest prefix its limits allow: block, max_tokens, context, option
-    std::span<const float> confidence_logits;    // (n_slots), empty before drafting or without a confidence head
+    int32_t most = 0;                         // longest prefix its limits allow: block, max_tokens, context, option
+    std::span<const float> confidence_logits; // (n_slots), empty before drafting or without a confidence head
 };
 
 class Scheduler {

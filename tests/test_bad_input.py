@@ -57,8 +57,9 @@ class Forged:
 @cache
 def read_parts(file: Path) -> tuple[dict[str, bytes], dict[str, tuple[tuple[int, ...], int, bytes]]]:
     source = GGUFFile(file)
-    tensors = {t.name: (t.shape[::-1], t.type_id, source.tensor_rows(t.name).tobytes()) for t in source.tensors.values()}
-    return {key: source.encoded(key) for key in source.values}, tensors
+    values = {key: source.encoded(key) for key in source.values}
+    infos = source.tensors.values()
+    return values, {info.name: (info.shape[::-1], info.type_id, source.tensor_rows(info.name).tobytes()) for info in infos}
 
 
 def forge(source: Path, destination: Path, forged: Forged) -> Path:
@@ -178,7 +179,7 @@ TARGETS: dict[str, tuple[Forged, str]] = {
     "epsilon missing": (qwen3(attention__layer_norm_rms_epsilon=None), "key not found in model: .*epsilon"),
     "rope dimension 0": (qwen3(rope__dimension_count=0), "cannot make a context for .*n_rot"),
     "rope dimension odd": (qwen3(rope__dimension_count=63), "cannot make a context for .*n_rot"),
-    "rope dimension too large": (qwen3(rope__dimension_count=1024), "rope.dimension_count must be .* 0 .. 64, got 1024"),
+    "rope dimension too large": (qwen3(rope__dimension_count=1024), "rope.dimension_count must be .* got 1024"),
     "rope scaling unknown": (qwen3(rope__scaling__type="foo"), "rope_scaling_type_train"),
     "10^6 experts": (qwen3(expert_count=10**6), "n_expert"),
     "experts used of none": (qwen3(expert_used_count=5), "n_expert"),
@@ -335,7 +336,9 @@ DRAFTERS: dict[str, tuple[Forged, str]] = {
 }
 
 
-@pytest.mark.parametrize(("name", "error"), [(n, ModelMismatchError) for n in MISMATCH] + [(n, ModelLoadError) for n in DRAFTERS])
+@pytest.mark.parametrize(
+    ("name", "error"), [(n, ModelMismatchError) for n in MISMATCH] + [(n, ModelLoadError) for n in DRAFTERS]
+)
 def test_bad_drafter_is_refused(
     name: str, error: type[DSparkError], target: _core.Model, demo_drafter: Path, tmp_path: Path
 ) -> None:
@@ -415,7 +418,7 @@ ENGINE: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"n_ctx": 1}, ValueError, "n_ctx must be .* got 1"),
     ({"n_ctx": (1 << 24) + 1}, ValueError, "n_ctx must be .* got 16777217"),
     ({"n_ctx": 1 << 24, "n_parallel": 256}, ValueError, r"n_ctx \* n_parallel must be at most 2\^30 cells, got"),
-    ({"n_ctx": 1 << 24, "n_parallel": 64}, ModelLoadError, "cannot make a context for .*memory"),
+    ({"n_ctx": 1 << 24, "n_parallel": 64}, ModelLoadError, "cannot make a context for .*(memory|alloc)"),
     ({"n_ctx": 1 << 40}, TypeError, "incompatible constructor arguments"),
     ({"n_ctx": "x"}, TypeError, "incompatible constructor arguments"),
     ({"n_ctx": 1.5}, TypeError, "incompatible constructor arguments"),
@@ -590,7 +593,7 @@ def test_step_belongs_to_one_thread(target: _core.Model) -> None:
         (lambda target: target.token_to_piece(2048), ValueError, r"token must be in \[0, 2048\), got 2048"),
         (lambda target: target.detokenize([-1]), ValueError, r"token must be in \[0, 2048\), got -1"),
         (lambda target: target.tokenize(5), TypeError, "incompatible"),
-        (lambda target: target.tokenize("\udc80"), (TypeError, ValueError), ""),
+        (lambda target: target.tokenize("\udc80"), TypeError, "incompatible"),
         (lambda target: target.apply_chat_template("{"), ValueError, "cannot apply the chat template"),
         (lambda target: target.apply_chat_template("[5]"), ValueError, "cannot apply the chat template"),
         (

@@ -6,4 +6,5 @@ from pathlib import Path
 PYPROJECT = Path(__file__).resolve().parent.parent / "pyproject.toml"
 
 if __name__ == "__main__":
-    print(" ".join(f"{name.replace(' ', '')}" for name in tomllib.loads(PYPROJECT.read_text())["project"]["dependencies"]))
+    requirements = tomllib.loads(PYPROJECT.read_text())["project"]["dependencies"]
+    print(" ".join(requirement.replace(" ", "") for requirement in requirements))

@@ -43,8 +43,8 @@ void validate(const LLMOptions& options) {
 
 void validate_pair(const Model& target, const Model* drafter) {
     require(!target.is_drafter(), "target must be a target model, got the drafter " + target.path());
-    require(drafter == nullptr || drafter->is_drafter(),
-            "drafter must be a drafter model, got the target " + (drafter == nullptr ? std::string() : drafter->path()));
+    require(drafter == nullptr || drafter->is_drafter(), "drafter must be a drafter model, got the target " +
+                                                             (drafter == nullptr ? std::string() : drafter->path()));
 }
 
 int32_t default_threads() { return std::max(1, static_cast<int32_t>(std::thread::hardware_concurrency())); }
@@ -130,8 +130,8 @@ std::unique_ptr<BoundEngine> make_scripted_engine(std::shared_ptr<Model> target,
     fill_defaults(options, *target);
     auto bound = std::make_unique<BoundEngine>();
     bound->target_model = target;
-    auto drafter = std::make_unique<ScriptedDrafter>(std::move(scripts), parse_script_mode(mode), block_size,
-                                                     target->n_vocab());
+    auto drafter =
+        std::make_unique<ScriptedDrafter>(std::move(scripts), parse_script_mode(mode), block_size, target->n_vocab());
     auto real_target = std::make_unique<LlamaTarget>(target, target_context(options, block_size));
     bound->engine = std::make_unique<Engine>(std::move(real_target), std::move(drafter),
                                              make_scheduler(options, block_size), engine_options(options));

@@ -149,11 +149,9 @@ void register_testing(py::module_& module) {
     testing.def(
         "draft_probe",
         [](const std::shared_ptr<Model>& target, const std::shared_ptr<Model>& drafter, std::vector<int32_t> tokens,
-           const std::string& head, const std::string& kv_type) {
-            return DraftProbe(target, drafter, std::move(tokens), head, kv_type).run();
-        },
-        py::arg("target"), py::arg("drafter"), py::arg("tokens"), py::arg("head") = "full",
-        py::arg("kv_type") = "f32");
+           const std::string& head,
+           const std::string& kv_type) { return DraftProbe(target, drafter, std::move(tokens), head, kv_type).run(); },
+        py::arg("target"), py::arg("drafter"), py::arg("tokens"), py::arg("head") = "full", py::arg("kv_type") = "f32");
     testing.def(
         "scripted_engine",
         [](std::shared_ptr<Model> target, std::vector<std::vector<int32_t>> scripts, const std::string& mode,

@@ -73,7 +73,9 @@ class Model:
     """A loaded GGUF: target or drafter. Immutable, may be shared by threads."""
 
     @staticmethod
-    def load_target(path: str, *, n_gpu_layers: int = -1, use_mmap: bool = True, check_tensors: bool = False) -> Model: ...
+    def load_target(
+        path: str, *, n_gpu_layers: int = -1, use_mmap: bool = True, check_tensors: bool = False
+    ) -> Model: ...
     @staticmethod
     def load_drafter(
         path: str, target: Model, *, n_gpu_layers: int = -1, use_mmap: bool = True, check_tensors: bool = False
@@ -267,4 +269,6 @@ class Engine:
     def stats(self) -> EngineStats: ...
     @property
     def memory_bytes(self) -> dict[str, int]: ...  # target_context, draft_context, target_weights, drafter_weights
-    def cache_positions(self) -> list[tuple[int, int, int]]: ...  # per running request: id, last target, last draft position
+    def cache_positions(
+        self,
+    ) -> list[tuple[int, int, int]]: ...  # per running request: id, last target, last draft position

@@ -117,8 +117,9 @@ void test_right_script_commits_whole_blocks() {
     const auto plain = plain_texts(greedy());
     auto script = ragged_prompts()[0];
     script.insert(script.end(), plain[0].begin(), plain[0].end());
-    Bench bench = make_bench(
-        std::make_unique<ScriptedDrafter>(std::vector<std::vector<int32_t>>{script}, ScriptedDrafter::Mode::right, 7, toy::kVocab), 7);
+    Bench bench = make_bench(std::make_unique<ScriptedDrafter>(std::vector<std::vector<int32_t>>{script},
+                                                               ScriptedDrafter::Mode::right, 7, toy::kVocab),
+                             7);
     const uint64_t id = bench.engine->submit(ragged_prompts()[0], greedy(17));
     const RequestStats stats = run(bench)[id].stats;
     // 1 token from prefill, then two rounds of 8.
@@ -236,8 +237,8 @@ void test_end_of_text_inside_accepted_prefix() {
     for (size_t i = 0; i < scripts.size(); ++i) {
         scripts[i].insert(scripts[i].end(), ignoring[i].begin(), ignoring[i].end());
     }
-    Bench bench = make_bench(
-        std::make_unique<ScriptedDrafter>(scripts, ScriptedDrafter::Mode::right, 7, toy::kVocab), 7, {}, 1.0F);
+    Bench bench = make_bench(std::make_unique<ScriptedDrafter>(scripts, ScriptedDrafter::Mode::right, 7, toy::kVocab),
+                             7, {}, 1.0F);
     CHECK(batched_texts(bench, options) == plain);
     bool any_stopped = false;
     for (const auto& text : plain) {
