@@ -92,6 +92,8 @@ class Model {
     [[nodiscard]] int32_t n_embd() const;
     [[nodiscard]] int32_t n_layer() const;
     [[nodiscard]] int32_t n_ctx_train() const;
+    // Numbers that one token leaves in the KV cache, layers with a sliding window or a recurrent state not counted.
+    [[nodiscard]] int64_t kv_values_per_token() const;
     [[nodiscard]] bool can_tap_layers() const; // the architecture sets t_layer_inp
     [[nodiscard]] bool can_roll_back() const;  // attention cache only: rejected rows can be removed
     [[nodiscard]] std::vector<std::pair<std::string, std::string>> metadata() const;

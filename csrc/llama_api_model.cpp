@@ -427,6 +427,17 @@ int32_t Model::n_vocab() const { return llama_vocab_n_tokens(impl_->vocab); }
 int32_t Model::n_embd() const { return llama_model_n_embd(impl_->model); }
 int32_t Model::n_layer() const { return llama_model_n_layer(impl_->model); }
 int32_t Model::n_ctx_train() const { return llama_model_n_ctx_train(impl_->model); }
+int64_t Model::kv_values_per_token() const {
+    const llama_hparams& hparams = impl_->model->hparams;
+    int64_t n = 0;
+    for (uint32_t layer = 0; layer < hparams.n_layer(); ++layer) {
+        if (!hparams.is_swa(layer) && !hparams.is_recr(layer)) {
+            n += hparams.n_embd_k_gqa(layer) + hparams.n_embd_v_gqa(layer);
+        }
+    }
+    return n;
+}
+
 bool Model::can_tap_layers() const { return is_tappable(impl_->model->arch); }
 
 bool Model::can_roll_back() const {

@@ -1,9 +1,9 @@
 """The bundled pair for tests of exactness: drafters of all heads, prompts, and how to run requests and compare texts.
 
-Why texts are compared up to a margin. The same row in a batch of another size is summed in another order, so its logits
-differ in the last bits: by up to 3e-5 with 32-bit weights and caches and without flash attention. Where two tokens lie
-closer than that, either is a right answer, and the texts part there for good. `Plain` knows how far each decision of the
-plain run was from going the other way; a comparison ends at the first one that was nearer than a bound.
+Why texts are compared up to a margin. The same row in a batch of another size is summed in another order, so its
+logits differ in the last bits: by up to 3e-5 with 32-bit weights and caches and without flash attention. Where two
+tokens lie closer than that, either is a right answer, and the texts part there for good. `Plain` knows how far each
+decision of the plain run was from going the other way; a comparison ends at the first one that was nearer than a bound.
 """
 
 from __future__ import annotations

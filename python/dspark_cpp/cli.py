@@ -50,7 +50,8 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except (DSparkError, ValueError, OSError, ImportError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
+        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+        sys.exit(1)
 
 
 @app.command()
