@@ -331,10 +331,10 @@ void Engine::commit() {
         if (lane.n_rows == 0) {
             continue; // no room in this batch
         }
-        if (lane.is_prefill) {
-            commit_prefill(lane);
-        } else {
-            commit_round(lane);
+        try {
+            lane.is_prefill ? commit_prefill(lane) : commit_round(lane);
+        } catch (const std::exception& error) {
+            finish(*lane.request, FinishReason::error, error.what()); // its logits or options: nobody else's fault
         }
     }
     inject();

@@ -1,10 +1,13 @@
 #include "llama_api_impl.h"
 
+#include "common.h"
+
 #include <atomic>
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <thread>
 
 namespace dspark {
 
@@ -240,6 +243,11 @@ void set_log_level(int level) {
         throw std::invalid_argument("log level must be in 0 .. 4, got " + std::to_string(level));
     }
     g_log_level = level;
+}
+
+int32_t n_math_threads() {
+    const auto n_allowed = static_cast<int32_t>(std::thread::hardware_concurrency()); // respects the affinity mask
+    return std::max(1, std::min(n_allowed, common_cpu_get_num_math()));
 }
 
 BuildInfo build_info() {

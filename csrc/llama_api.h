@@ -65,6 +65,7 @@ struct BuildInfo {
 };
 
 [[nodiscard]] BuildInfo build_info();
+[[nodiscard]] int32_t n_math_threads(); // cores this process may use, without hyper-threads
 // 0 silent, 1 errors, 2 warnings, 3 info, 4 debug; what llama.cpp logs goes to stderr.
 void set_log_level(int level);
 // K-quants and mixtures through llama_model_quantize; tensors named in `keep` stay as they are.

@@ -5,7 +5,6 @@
 #include "scripted_drafter.h"
 
 #include <algorithm>
-#include <thread>
 
 namespace dspark {
 
@@ -41,13 +40,27 @@ void validate(const LLMOptions& options) {
             "kv_type must be f32, f16 or bf16 without flash_attention, got " + options.kv_type);
 }
 
+// llama.cpp records and clears a cache cell by cell until the system kills the process: what cannot fit is refused.
+void validate_memory(const LLMOptions& options, const Model& target) {
+    constexpr double kGiB = 1 << 30;
+    constexpr double kCellBytes = 64; // llama.cpp's own record of a cell
+    const double value_bytes = options.kv_type == "f32" ? 4 : is_quantized(options.kv_type) ? 0.5 : 2;
+    const double n_cells = static_cast<double>(options.n_ctx) * options.n_parallel;
+    const double needed = n_cells * (kCellBytes + value_bytes * static_cast<double>(target.kv_values_per_token()));
+    double installed = 0;
+    for (const DeviceInfo& device : build_info().devices) {
+        installed += static_cast<double>(device.memory_total_bytes);
+    }
+    require(needed <= installed, "n_ctx * n_parallel must leave the KV cache within the memory of all devices, " +
+                                     std::to_string(installed / kGiB) + " GiB, got " + std::to_string(needed / kGiB) +
+                                     " GiB");
+}
+
 void validate_pair(const Model& target, const Model* drafter) {
     require(!target.is_drafter(), "target must be a target model, got the drafter " + target.path());
     require(drafter == nullptr || drafter->is_drafter(), "drafter must be a drafter model, got the target " +
                                                              (drafter == nullptr ? std::string() : drafter->path()));
 }
-
-int32_t default_threads() { return std::max(1, static_cast<int32_t>(std::thread::hardware_concurrency())); }
 
 ContextOptions target_context(const LLMOptions& options, int32_t block) {
     ContextOptions context;
@@ -76,8 +89,9 @@ void fill_defaults(LLMOptions& options, const Model& target) {
     if (options.n_ctx == 0) {
         options.n_ctx = std::max(2, std::min(4096, target.n_ctx_train()));
     }
+    validate_memory(options, target);
     if (options.n_threads == 0) {
-        options.n_threads = default_threads();
+        options.n_threads = n_math_threads();
     }
     if (options.n_threads_batch == 0) {
         options.n_threads_batch = options.n_threads;

@@ -175,7 +175,8 @@ def _read_domains() -> list[_Domain]:
 
 def _table(title: str, domains: Sequence[_Domain]) -> Table:
     n_runs = len(domains[0].plain) // len(domains[0].prompts)
-    title += f" (medians of {n_runs} runs of each prompt; ms per DSpark round)"
+    runs = "1 run" if n_runs == 1 else f"{n_runs} runs"
+    title += f" (medians, {runs} of each prompt; milliseconds per DSpark round)"
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE)
     table.add_column("domain")
     for heading in _HEADINGS:

@@ -329,6 +329,22 @@ void test_failed_pass_ends_its_requests_only() {
     CHECK(run(alone)[id].tokens == answers[waiting].tokens);
 }
 
+void test_bad_logits_end_one_request_only() {
+    EngineOptions options;
+    options.n_parallel = 2;
+    Bench bench = make_bench(nullptr, 0, options);
+    bench.target->poisoned_token = 6;
+    RequestOptions clean = greedy();
+    clean.sampling.logit_bias = {{6, -1e9F}};
+    const uint64_t bad = bench.engine->submit({6}, greedy());
+    const uint64_t good = bench.engine->submit({1}, clean);
+    auto answers = run(bench);
+    CHECK(answers[bad].reason == FinishReason::error);
+    CHECK(!answers[bad].error.empty());
+    CHECK(answers[good].reason == FinishReason::length);
+    CHECK(answers[good].tokens.size() == 24);
+}
+
 void test_bounded_queue_and_close() {
     EngineOptions options;
     options.max_queue = 2;
@@ -426,6 +442,7 @@ int main() {
     test_draft_limit_of_one_request();
     test_cancel_everywhere();
     test_failed_pass_ends_its_requests_only();
+    test_bad_logits_end_one_request_only();
     test_bounded_queue_and_close();
     test_short_requests_in_changing_slots();
     test_logprobs_of_drafted_tokens();

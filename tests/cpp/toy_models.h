@@ -54,6 +54,9 @@ class Target final : public dspark::Target {
             logits_[i] = table(before, rows[i].token, 0.0F);
             logits_[i][kEnd] += end_logit_;
             has_output_[i] = rows[i].output;
+            if (rows[i].token == poisoned_token) {
+                logits_[i].fill(std::nanf(""));
+            }
         }
     }
 
@@ -77,6 +80,7 @@ class Target final : public dspark::Target {
     }
 
     bool fail_next = false;
+    int32_t poisoned_token = -1; // NaN logits after this token
     int32_t n_rows_last = 0;
 
   private:
