@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pairs import DATA
-
 from dspark_cpp import LLM, SamplingParams
+from pairs import DATA
 
 DOMAINS = ("arithmetic", "code", "chat")
 REFERENCE = DATA / "accepted_lengths.json"

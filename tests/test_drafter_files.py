@@ -1,5 +1,7 @@
-"""Drafter files of other layouts: numbers, not just loading. The oracle is the golden block of the PyTorch reference, or
-a product in numpy where the layout changes what the reference would see.
+"""Drafter files of other layouts: numbers, not just loading.
+
+The oracle is the golden block of the PyTorch reference, or a product in numpy where the layout changes what the
+reference would see.
 """
 
 from __future__ import annotations
@@ -12,11 +14,10 @@ import gguf
 import numpy as np
 import pytest
 from conftest import copy_field
-from pairs import DATA, convert_heads
-from test_goldens import load_case, relative_error
-
 from dspark_cpp import _core
 from dspark_cpp.convert import ConvertOptions, convert
+from pairs import DATA, convert_heads
+from test_goldens import load_case, relative_error
 
 Tensors = dict[str, np.ndarray]
 TOLERANCE = 1e-3  # f32 sums in another order, as in test_goldens
@@ -107,7 +108,7 @@ def test_reduced_vocabulary_drafts_its_own_tokens_only(f32_target: Path, vanilla
 
 
 def test_slot_of_the_anchor_is_skipped(f32_target: Path, vanilla: Path, tmp_path: Path) -> None:
-    """sample_from_anchor = false with 6 slots has the same 7 inputs as 7 slots with it; its slot k is their slot k + 1."""
+    """6 slots without the anchor's have the same 7 inputs as 7 slots with it; slot k of the one is k + 1 of the other."""
     golden = load_case("vanilla", 0)
     keys = {"dflash.sample_from_anchor": False, "dflash.block_size": 6}
     result = probe(f32_target, rewrite(vanilla, tmp_path / "bonus.gguf", lambda _: None, keys), golden["tokens"])

@@ -13,10 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pairs import DATA, HEADS, convert_heads
-
 from dspark_cpp import _core
 from dspark_cpp.convert import ConvertOptions, convert
+from pairs import DATA, HEADS, convert_heads
 
 GOLDENS = Path(__file__).parent / "data" / "goldens"
 CASES = range(3)
