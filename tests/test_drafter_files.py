@@ -108,7 +108,7 @@ def test_reduced_vocabulary_drafts_its_own_tokens_only(f32_target: Path, vanilla
 
 
 def test_slot_of_the_anchor_is_skipped(f32_target: Path, vanilla: Path, tmp_path: Path) -> None:
-    """6 slots without the anchor's have the same 7 inputs as 7 slots with it; slot k of the one is k + 1 of the other."""
+    """6 slots without the anchor's see the same 7 inputs as 7 slots with it: slot k is their slot k + 1."""
     golden = load_case("vanilla", 0)
     keys = {"dflash.sample_from_anchor": False, "dflash.block_size": 6}
     result = probe(f32_target, rewrite(vanilla, tmp_path / "bonus.gguf", lambda _: None, keys), golden["tokens"])
