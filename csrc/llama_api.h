@@ -95,8 +95,10 @@ class Model {
     [[nodiscard]] int32_t n_ctx_train() const;
     // Numbers that one token leaves in the KV cache, layers with a sliding window or a recurrent state not counted.
     [[nodiscard]] int64_t kv_values_per_token() const;
-    [[nodiscard]] bool can_tap_layers() const; // the architecture sets t_layer_inp
-    [[nodiscard]] bool can_roll_back() const;  // attention cache only: rejected rows can be removed
+    // The highest layer input the graph records; -1: none, and a tap would abort at the first decode.
+    [[nodiscard]] int32_t last_tappable_layer() const;
+    [[nodiscard]] bool can_tap_layers() const { return last_tappable_layer() >= 0; }
+    [[nodiscard]] bool can_roll_back() const; // attention cache only: rejected rows can be removed
     [[nodiscard]] std::vector<std::pair<std::string, std::string>> metadata() const;
 
     // Text. All of it is thread-safe.

@@ -202,9 +202,9 @@ void Context::tap_layer(int32_t layer) {
     if (!model_->can_tap_layers()) {
         throw ModelMismatchError("cannot tap layers of architecture " + model_->architecture());
     }
-    if (layer < 0 || static_cast<size_t>(layer) >= impl_->is_tapped.size()) {
-        throw ModelMismatchError("tapped layers must lie in 0 .. " + std::to_string(model_->n_layer()) + ", got " +
-                                 std::to_string(layer));
+    if (layer < 0 || layer > model_->last_tappable_layer()) {
+        throw ModelMismatchError("tapped layers must lie in 0 .. " + std::to_string(model_->last_tappable_layer()) +
+                                 ", got " + std::to_string(layer));
     }
     llama_set_embeddings_layer_inp(impl_->context, static_cast<uint32_t>(layer), true);
     impl_->is_tapped[static_cast<size_t>(layer)] = true;

@@ -73,7 +73,7 @@ struct Model::Impl {
     ~Impl() { llama_model_free(model); }
 };
 
-// Architectures whose graph records layer inputs in the pinned tree; any other aborts at the first decode with a tap.
-[[nodiscard]] bool is_tappable(llm_arch architecture);
+[[nodiscard]] llama_model_params model_params(const ModelOptions& options);
+void adopt(Model::Impl& impl, llama_model* model);
 
 } // namespace dspark

@@ -15,6 +15,10 @@ namespace dspark {
 
 using Clock = std::chrono::steady_clock;
 
+[[nodiscard]] inline double milliseconds_since(Clock::time_point begin) {
+    return std::chrono::duration<double, std::milli>(Clock::now() - begin).count();
+}
+
 enum class FinishReason { none, stop, length, context_full, cancelled, error };
 [[nodiscard]] const char* finish_reason_name(FinishReason reason);
 

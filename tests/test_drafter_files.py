@@ -6,6 +6,7 @@ reference would see.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 from conftest import copy_field
 from dspark_cpp import _core
 from dspark_cpp.convert import ConvertOptions, convert
+from dspark_cpp.convert.pair import LAST_LAYER_ARCHITECTURES, TAPPABLE_ARCHITECTURES
 from pairs import DATA, convert_heads
 from test_goldens import load_case, relative_error
 
@@ -132,3 +134,11 @@ def test_untied_target_lends_its_head(lone_embedding: bool, f32_target: Path, va
     result = probe(untied, drafter, golden["tokens"])
     assert relative_error(result["hidden"], golden["hidden"]) < TOLERANCE  # the backbone sees embeddings only
     assert relative_error(result["base_logits"], result["hidden"] @ noise.T) < TOLERANCE
+
+
+def test_both_sides_know_the_same_tappable_architectures() -> None:
+    source = (Path(__file__).parents[1] / "csrc" / "llama_api_drafter.cpp").read_text()
+    listed = source[source.index("> tappable = {") : source.index("> whole = {")]
+    whole = source[source.index("> whole = {") : source.index("const std::string name")]
+    assert set(re.findall(r'"([^"]+)"', listed)) == TAPPABLE_ARCHITECTURES
+    assert set(re.findall(r'"([^"]+)"', whole)) == LAST_LAYER_ARCHITECTURES

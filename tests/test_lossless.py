@@ -49,8 +49,8 @@ class Pair:
     prompts: list[list[int]]
     plain: list[Plain]
 
-    def engine(self, head: str = "vanilla", **options: Any) -> _core.Engine:
-        return exact_engine(self.target, self.drafters[head], **{"n_ctx": 512} | options)
+    def engine(self, drafter: str = "vanilla", **options: Any) -> _core.Engine:
+        return exact_engine(self.target, self.drafters[drafter], **{"n_ctx": 512} | options)
 
 
 @pytest.fixture(scope="module")
@@ -70,10 +70,13 @@ def pair(f32_target: Path, drafter_files: dict[str, Path]) -> Pair:
     return load_pair(f32_target, drafter_files, N_PROMPTS, N_TOKENS)
 
 
-def check(pair: Pair, engine: _core.Engine, n_tokens: int = N_TOKENS, limits: Sequence[int] = (-1,)) -> list[Answer]:
-    """Run all prompts, with the draft limits in turn, against the plain texts."""
-    answers = run(engine, pair.prompts, lambda i: greedy(n_tokens, draft_limit=limits[i % len(limits)]))
-    assert count_complete(pair.plain, answers, MARGIN) >= 0.95
+def check(
+    pair: Pair, engine: _core.Engine, n_tokens: int = N_TOKENS, limits: Sequence[int] = (-1,), n_prompts: int = 100
+) -> list[Answer]:
+    """Run prompts, with the draft limits in turn, against the plain texts: all but 5 % (or one) of them to the end."""
+    plain = pair.plain[:n_prompts]
+    answers = run(engine, pair.prompts[:n_prompts], lambda i: greedy(n_tokens, draft_limit=limits[i % len(limits)]))
+    assert count_complete(plain, answers, MARGIN) >= min(0.95, 1 - 1 / len(plain))
     return answers
 
 
@@ -85,7 +88,6 @@ def test_most_prompts_have_a_margin(pair: Pair) -> None:
     n_safe = sum(text.n_safe(MARGIN) for text in pair.plain)
     assert n_safe >= 0.95 * sum(len(text.tokens) for text in pair.plain)
     assert sum(text.n_safe(MARGIN) == len(text.tokens) for text in pair.plain) >= 0.95 * N_PROMPTS
-    assert {"stop", "length"} == {text.finish_reason for text in pair.plain}
 
 
 # Every head in every form, alone and in batches of every size; draft limits 0 to 7 side by side make them ragged.
@@ -105,7 +107,7 @@ def test_text_is_the_same_with_every_head(pair: Pair, head: str, form: str, n_pa
 @pytest.mark.parametrize("draft_length", range(BLOCK + 1))
 def test_text_is_the_same_with_every_draft_length(pair: Pair, draft_length: int) -> None:
     engine = pair.engine(n_parallel=8, draft_length=draft_length)
-    answers = check(pair, engine)
+    answers = check(pair, engine, n_prompts=12)
     assert engine.stats.n_scheduled <= draft_length * sum(answer.stats.n_rounds for answer in answers)
     assert (engine.stats.n_drafted > 0) == (draft_length > 0)
 
@@ -114,18 +116,18 @@ def test_text_is_the_same_with_every_draft_length(pair: Pair, draft_length: int)
 def test_text_is_the_same_when_prompts_are_chunked(pair: Pair, n_batch: int) -> None:
     """Prompts of 20 tokens and more share batches of 16 (two blocks) or 19 rows with requests that decode."""
     engine = pair.engine(n_parallel=2, n_batch=n_batch)
-    check(pair, engine)
-    assert engine.stats.n_prefill_tokens == sum(map(len, pair.prompts))
+    check(pair, engine, n_prompts=12)
+    assert engine.stats.n_prefill_tokens == sum(map(len, pair.prompts[:12]))
 
 
-@pytest.mark.parametrize(("mode", "n_parallel"), product(("right", "wrong", "alternating"), (1, 4)))
+@pytest.mark.parametrize(("mode", "n_parallel"), list(product(("right", "wrong", "alternating"), (1, 4))))
 def test_text_is_the_same_with_scripted_drafts(pair: Pair, mode: str, n_parallel: int) -> None:
     scripts = [prompt + text.tokens for prompt, text in zip(pair.prompts, pair.plain, strict=True)]
     engine = _core._testing.scripted_engine(
         pair.target, scripts, mode, block_size=BLOCK, n_ctx=512, n_parallel=n_parallel, kv_type="f32"
     )
-    answers = check(pair, engine)
-    for answer, text in zip(answers, pair.plain, strict=True):
+    answers = check(pair, engine, n_prompts=12)
+    for answer, text in zip(answers, pair.plain, strict=False):
         if text.n_safe(MARGIN) < N_TOKENS or text.finish_reason != "length":
             continue
         # The first token comes with the prompt; then rounds of 8, of 1, or of 2: one right token, or none and one.
@@ -142,6 +144,7 @@ def test_state_does_not_leak_between_requests(pair: Pair) -> None:
     lengths = [1 + (i * 7) % 13 for i in range(3 * N_PROMPTS)]
     engine = pair.engine("rnn", n_parallel=4)
     answers = run(engine, pair.prompts * 3, lambda i: greedy(lengths[i]))
+    assert len(answers) == len(lengths)
     for i, (answer, n) in enumerate(zip(answers, lengths, strict=True)):
         plain = pair.plain[i % N_PROMPTS]
         n_safe = min(n, plain.n_safe(MARGIN))
@@ -237,7 +240,7 @@ def test_two_engines_step_in_turn(pair: Pair) -> None:
             assert tokens[:n_safe] == plain.tokens[:n_safe]
 
 
-@pytest.mark.parametrize("order", permutations(("target", "drafter", "engine")))
+@pytest.mark.parametrize("order", list(permutations(("target", "drafter", "engine"))))
 def test_objects_may_go_in_any_order(f32_target: Path, drafter_files: dict[str, Path], order: tuple[str, ...]) -> None:
     """The engine keeps what it needs: with the models' names gone it still works."""
     kept: dict[str, Any] = {"target": _core.Model.load_target(str(f32_target))}
@@ -262,12 +265,14 @@ def full_pair(f32_target: Path, drafter_files: dict[str, Path]) -> Pair:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("head", "form"), product(HEADS, FORMS))
-def test_hundred_prompts_with_every_head(full_pair: Pair, head: str, form: str) -> None:
-    """Each alone with full blocks, then in batches of 2 to 8 with limits 0 to 7 side by side."""
-    check(full_pair, full_pair.engine(head, head=form), 128)
-    n_parallel = 2 + (HEADS.index(head) * 3 + FORMS.index(form)) % 7
-    check(full_pair, full_pair.engine(head, head=form, n_parallel=n_parallel, n_batch=40), 128, range(BLOCK + 1))
+@pytest.mark.parametrize(
+    ("head", "form", "n_parallel"),
+    [(head, form, n) for head in HEADS for form, n in zip(("candidates", *FORMS), (1, 8, 3, 6), strict=True)],
+)
+def test_hundred_prompts_with_every_head(full_pair: Pair, head: str, form: str, n_parallel: int) -> None:
+    """Alone with full blocks; in batches with limits 0 to 7 side by side, and prompts in chunks."""
+    limits = (BLOCK,) if n_parallel == 1 else range(BLOCK + 1)
+    check(full_pair, full_pair.engine(head, head=form, n_parallel=n_parallel, n_batch=40), 128, limits)
 
 
 @pytest.mark.slow

@@ -85,7 +85,9 @@ def make_target(args: argparse.Namespace) -> None:
     tokenizer = load_tokenizer(PAIR_PATH / "tokenizer.json")
     saved = args.work / "target.pt"
     start = torch.load(saved) if args.resume else None
-    training = TargetTraining(args.target_steps, seed=args.seed, minutes=args.target_minutes)
+    training = TargetTraining(
+        args.target_steps, args.target_batch, seed=args.seed, minutes=args.target_minutes, rate=args.target_rate
+    )
     weights = train_target(tokenizer, TARGET, training, torch.device(args.device), start)
     if rank() > 0:
         return
@@ -128,13 +130,15 @@ def make_measurements(args: argparse.Namespace) -> None:
     target, target_config = read_target(TARGET_PATH)
     tokenizer = load_tokenizer(PAIR_PATH / "tokenizer.json")
     prompts = json.loads((PAIR_PATH / "prompts.json").read_text())["prompts"]
-    rows = {}
+    path = PAIR_PATH / "accepted_lengths.json"
+    measured = json.loads(path.read_text()) if path.exists() else {}
     for head in args.heads:
         drafter, config = load_drafter(PAIR_PATH / head, target)
         pair = Pair(target, target_config, drafter, config)
-        rows[head] = measure(pair, tokenizer, prompts, args.prompts, args.max_tokens)
-    settings = {"n_prompts": args.prompts, "max_tokens": args.max_tokens, "n_candidates": 64}
-    write_json(PAIR_PATH / "accepted_lengths.json", {**settings, "heads": rows})
+        rows = measure(pair, tokenizer, prompts, args.prompts, args.max_tokens)
+        settings = {"n_prompts": args.prompts, "max_tokens": args.max_tokens, "n_candidates": 64}
+        measured[head] = {**settings, "results": rows}
+        write_json(path, measured)
 
 
 STAGES: dict[str, Callable[[argparse.Namespace], None]] = {
@@ -159,6 +163,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data-rows", type=int, default=2048)
     parser.add_argument("--vanilla-steps", type=int, default=1500)
     parser.add_argument("--other-steps", type=int, default=800)
+    parser.add_argument("--target-batch", type=int, default=12, help="rows of 384 tokens per step and process")
+    parser.add_argument("--target-rate", type=float, default=1.0, help="factor on the target's learning rates")
     parser.add_argument("--target-minutes", type=float, help="end the target's training early")
     parser.add_argument("--vanilla-minutes", type=float, help="end the vanilla drafter's training early")
     parser.add_argument("--other-minutes", type=float, help="end the other drafters' training early")

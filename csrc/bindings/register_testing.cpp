@@ -161,6 +161,7 @@ void register_testing(py::module_& module) {
             options.n_parallel = n_parallel;
             options.kv_type = kv_type;
             options.draft_length = draft_length;
+            options.n_threads = 1; // tests share their machine: threads that wait for each other's turn cost minutes
             return make_scripted_engine(std::move(target), std::move(scripts), mode, block_size, options);
         },
         py::arg("target").none(false), py::arg("scripts"), py::arg("mode"), py::kw_only(), py::arg("block_size") = 7,

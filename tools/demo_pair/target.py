@@ -94,13 +94,14 @@ def next_token_loss(w: Weights, c: TransformerConfig, ids: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class TargetTraining:
-    """Length of the training and its seed."""
+    """Length of the training, its seed and its pace."""
 
     n_steps: int
     batch: int = 12
     length: int = 384
     seed: int = 1
     minutes: float | None = None
+    rate: float = 1.0  # factor on the learning rates
 
 
 def train_target(
@@ -110,7 +111,7 @@ def train_target(
     weights = initial_weights(target_shapes(c), t.seed, device)
     if start is not None:
         weights = {name: start[name].to(device).clone().requires_grad_() for name in weights}
-    optimizer = PairedOptimizer(weights, muon_lr=0.02, adam_lr=4e-3)
+    optimizer = PairedOptimizer(weights, muon_lr=0.02 * t.rate, adam_lr=4e-3 * t.rate)
     rows = packed_rows(tokenizer, t.length + 1, 1000 * t.seed + parallel.rank())
     compiled = torch.compile(next_token_loss)
     schedule, losses = parallel.Schedule(t.n_steps, t.minutes), []

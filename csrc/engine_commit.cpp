@@ -1,0 +1,172 @@
+// The engine's last call of a step: what each request's rows decided, and what the drafter gets to see of it.
+#include "engine.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+namespace dspark {
+
+void Engine::commit() {
+    context_rows_.clear();
+    for (Lane& lane : lanes_) {
+        if (lane.n_rows == 0) {
+            continue; // no room in this batch
+        }
+        try {
+            lane.is_prefill ? commit_prefill(lane) : commit_round(lane);
+        } catch (const std::exception& error) {
+            finish(*lane.request, FinishReason::error, error.what()); // its logits or options: nobody else's fault
+        }
+    }
+    inject();
+}
+
+void Engine::commit_prefill(Lane& lane) {
+    Request& request = *lane.request;
+    request.n_cached += lane.n_rows;
+    step_.n_prefill_tokens += lane.n_rows;
+    keep_context(lane, lane.n_rows);
+    if (request.n_cached < request.n_prompt) {
+        return;
+    }
+    lane.first_row += lane.n_rows - 1; // only the prompt's last row has logits
+    request.phase = Phase::decode;
+    append(lane, decide(lane));
+}
+
+void Engine::commit_round(Lane& lane) {
+    Request& request = *lane.request;
+    const VerifyResult result = decide(lane);
+    request.n_cached += 1 + result.n_accepted;
+    keep_context(lane, 1 + result.n_accepted);
+    if (result.n_accepted < lane.prefix_len) {
+        target_->remove(request.sequence, request.n_cached);
+    }
+
+    RequestStats& stats = request.stats;
+    const int32_t n_drafted = lane.is_drafting ? static_cast<int32_t>(drafts_[lane.draft].tokens.size()) : 0;
+    stats.n_rounds += 1;
+    stats.n_drafted += n_drafted;
+    stats.n_scheduled += lane.prefix_len;
+    stats.n_accepted += result.n_accepted;
+    for (int32_t k = 0; k < lane.prefix_len; ++k) {
+        stats.scheduled_per_position[static_cast<size_t>(k)] += 1;
+        stats.accepted_per_position[static_cast<size_t>(k)] += k < result.n_accepted ? 1 : 0;
+    }
+    const int32_t n_before = stats.n_committed;
+    append(lane, result);
+    step_.n_drafted += n_drafted;
+    step_.n_scheduled += lane.prefix_len;
+    step_.n_accepted += result.n_accepted;
+    step_.n_committed += stats.n_committed - n_before;
+}
+
+// ---- verification of one lane ----
+
+VerifyResult Engine::decide(const Lane& lane) {
+    const Request& request = *lane.request;
+    const Verification rule = request.options.rule();
+    const auto n = static_cast<size_t>(lane.prefix_len);
+    const int32_t start = request.anchor_position();
+    const std::span<const int32_t> tokens =
+        n > 0 ? std::span<const int32_t>(drafts_[lane.draft].tokens).first(n) : std::span<const int32_t>();
+    n_pushed_ = 0;
+    VerifyResult result;
+    if (rule == Verification::exact && request.options.sampling.is_greedy()) {
+        result = verify_exact(tokens, [&](int32_t row) {
+            push_drafted(lane, row);
+            return builder_.argmax_token(target_->logits(lane.first_row + row), request.options.sampling,
+                                         request.counts);
+        });
+    } else {
+        VerifyInput input;
+        input.draft_tokens = tokens;
+        if (n > 0) {
+            input.draft_probs = drafts_[lane.draft].probs;
+        }
+        input.start = static_cast<uint64_t>(start);
+        input.random = request.random;
+        row_distributions_.resize(std::max(row_distributions_.size(), n + 1));
+        result = dspark::verify(rule, input, [&](int32_t row) -> const Distribution& { return target_row(lane, row); });
+    }
+    push_drafted(lane, 0);
+    return result;
+}
+
+const Distribution& Engine::target_row(const Lane& lane, int32_t row) {
+    push_drafted(lane, row);
+    Distribution& distribution = row_distributions_[static_cast<size_t>(row)];
+    builder_.target_distribution(target_->logits(lane.first_row + row), lane.request->options.sampling,
+                                 lane.request->counts, distribution);
+    return distribution;
+}
+
+// Penalties at row j see the j drafted tokens before it: makes exactly n of them part of the counts.
+void Engine::push_drafted(const Lane& lane, int32_t n) {
+    TokenCounts& counts = lane.request->counts;
+    for (; n_pushed_ < n; ++n_pushed_) {
+        counts.push_output(drafts_[lane.draft].tokens[static_cast<size_t>(n_pushed_)]);
+    }
+    for (; n_pushed_ > n; --n_pushed_) {
+        counts.pop_output(drafts_[lane.draft].tokens[static_cast<size_t>(n_pushed_ - 1)]);
+    }
+}
+
+// Adds what a round decided to the text: accepted drafts, then the target's own token; an end-of-generation token ends
+// the text there and what follows it is dropped.
+void Engine::append(Lane& lane, const VerifyResult& result) {
+    Request& request = *lane.request;
+    Event& event = event_of(request);
+    const bool is_round = !lane.is_prefill;
+    for (int32_t k = 0; k <= result.n_accepted; ++k) {
+        const bool is_drafted = k < result.n_accepted;
+        const int32_t token = is_drafted ? drafts_[lane.draft].tokens[static_cast<size_t>(k)] : result.next_token;
+        request.stats.n_committed += is_round ? 1 : 0;
+        if (!request.options.ignore_eos && target_->is_end_of_generation(token)) {
+            finish(request, FinishReason::stop);
+            return;
+        }
+        request.tokens.push_back(token);
+        request.counts.push_output(token);
+        event.tokens.push_back(token);
+        event.drafted.push_back(is_drafted);
+        if (request.options.n_logprobs >= 0) {
+            event.logprobs.push_back(
+                top_logprobs(target_->logits(lane.first_row + k), token, request.options.n_logprobs));
+        }
+    }
+    if (request.n_remaining() <= 0) {
+        finish(request, FinishReason::length);
+    } else if (static_cast<int32_t>(request.tokens.size()) >= options_.n_ctx) {
+        finish(request, FinishReason::context_full);
+    }
+}
+
+// ---- after verification ----
+
+void Engine::keep_context(const Lane& lane, int32_t n_rows) {
+    if (!drafter_) {
+        return;
+    }
+    for (int32_t i = 0; i < n_rows; ++i) {
+        const BatchRow& row = rows_[static_cast<size_t>(lane.first_row + i)];
+        context_rows_.push_back({lane.first_row + i, row.position, row.sequence});
+    }
+}
+
+void Engine::inject() {
+    if (!drafter_) {
+        return;
+    }
+    std::erase_if(context_rows_, [&](const ContextRow& row) {
+        return std::find(free_sequences_.begin(), free_sequences_.end(), row.sequence) != free_sequences_.end();
+    });
+    if (context_rows_.empty()) {
+        return;
+    }
+    const auto begin = Clock::now();
+    drafter_->inject(context_rows_);
+    step_.inject_ms = milliseconds_since(begin);
+}
+
+} // namespace dspark
