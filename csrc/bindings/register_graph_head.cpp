@@ -2,9 +2,7 @@
 #include "bindings.h"
 #include "block_graph.h"
 #include "graph_head.h"
-
-#include <pybind11/numpy.h>
-#include <pybind11/stl.h>
+#include "head_arrays.h"
 
 #include <memory>
 #include <span>
@@ -17,25 +15,6 @@ namespace py = pybind11;
 
 namespace dspark {
 namespace {
-
-using FloatArray = py::array_t<float, py::array::c_style | py::array::forcecast>;
-
-template <class T> py::array_t<T> to_array(const std::vector<T>& values) {
-    return py::array_t<T>(static_cast<py::ssize_t>(values.size()), values.data());
-}
-
-template <class T> void read(const py::dict& from, const char* key, T& into) {
-    if (from.contains(key)) {
-        into = from[key].cast<T>();
-    }
-}
-
-MarkovHeadType head_type(const std::string& name) {
-    return name == "vanilla" ? MarkovHeadType::vanilla
-           : name == "gated" ? MarkovHeadType::gated
-           : name == "rnn"   ? MarkovHeadType::rnn
-                             : MarkovHeadType::none;
-}
 
 // A test's head: owns the weights' bytes, which the head views.
 class TestHead {
@@ -60,41 +39,15 @@ class TestHead {
         }
         py::list out;
         for (const BlockDraft& draft : drafts) {
-            out.append(to_tuple(draft));
+            out.append(draft_to_tuple(draft));
         }
         return out;
     }
 
   private:
-    struct HeldInput {
-        FloatArray base_logits;
-        FloatArray hidden;
-        std::vector<const float*> base_rows;
-        std::vector<const float*> hidden_rows;
-        std::vector<Candidates> candidates;
-        BlockInput input;
-    };
-
     // Tables come as (type name, bytes, n_rows, n_cols), the rest as in `_math.draft_blocks`.
     HeadWeights read_weights(const py::dict& from) {
-        HeadWeights weights;
-        weights.type = head_type(from["type"].cast<std::string>());
-        read(from, "n_vocab", weights.n_vocab);
-        read(from, "hidden_size", weights.hidden_size);
-        read(from, "rank", weights.rank);
-        read(from, "gate_bias", weights.gate_bias);
-        read(from, "joint_bias", weights.joint_bias);
-        read(from, "d2t", weights.d2t);
-        read(from, "logit_softcap", weights.logit_softcap);
-        weights.w1 = table(from, "w1");
-        weights.w2 = table(from, "w2");
-        weights.gate = table(from, "gate");
-        weights.joint = table(from, "joint");
-        if (from.contains("confidence")) {
-            weights.confidence.emplace(from["confidence"].cast<std::vector<float>>(),
-                                       from["confidence_bias"].cast<float>(), weights.hidden_size, weights.rank);
-        }
-        return weights;
+        return read_head_weights(from, [&](const char* key) { return table(from, key); });
     }
 
     RowTable table(const py::dict& from, const char* key) {
@@ -108,39 +61,18 @@ class TestHead {
     }
 
     static void hold(const py::dict& from, HeldInput& held) {
-        hold_rows(from, "hidden", held.hidden, held.hidden_rows);
-        hold_rows(from, "base_logits", held.base_logits, held.base_rows);
-        if (from.contains("candidates")) {
-            for (auto& [ids, logits] :
-                 from["candidates"].cast<std::vector<std::pair<std::vector<int32_t>, std::vector<float>>>>()) {
-                held.candidates.push_back({ids, logits});
-            }
-        }
-        held.input.base_logits = held.base_rows;
-        held.input.hidden = held.hidden_rows;
-        held.input.candidates = held.candidates;
+        hold_block(from, held);
         uint64_t seed = 0;
         read(from, "seed", seed);
         held.input.random = RandomStream(seed);
         read(from, "temperature", held.input.truncation.temperature);
-        read(from, "anchor", held.input.anchor);
-        read(from, "start", held.input.start);
     }
 
-    static void hold_rows(const py::dict& from, const char* key, FloatArray& array, std::vector<const float*>& rows) {
-        if (from.contains(key)) {
-            array = from[key].cast<FloatArray>();
-            for (py::ssize_t row = 0; row < array.shape(0); ++row) {
-                rows.push_back(array.data(row, 0));
-            }
-        }
-    }
-
-    static py::tuple to_tuple(const BlockDraft& draft) {
+    static py::tuple draft_to_tuple(const BlockDraft& draft) {
         py::list probs;
         py::list logits;
         for (const Distribution& distribution : draft.probs) {
-            probs.append(py::make_tuple(to_array(distribution.ids), to_array(distribution.probs)));
+            probs.append(to_tuple(distribution));
         }
         for (const SlotTrace& slot : *draft.trace) {
             std::vector<float> sums(slot.ids.size());

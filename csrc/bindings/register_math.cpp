@@ -3,6 +3,7 @@
 #include "acceptance.h"
 #include "bindings.h"
 #include "confidence_head.h"
+#include "head_arrays.h"
 #include "random.h"
 #include "sampling.h"
 #include "sequential_head.h"
@@ -23,23 +24,10 @@ namespace py = pybind11;
 namespace dspark {
 namespace {
 
-using FloatArray = py::array_t<float, py::array::c_style | py::array::forcecast>;
 using IdArray = py::array_t<int32_t, py::array::c_style | py::array::forcecast>;
 
 template <class T, int Flags> std::span<const T> as_span(const py::array_t<T, Flags>& array) {
     return {array.data(), static_cast<size_t>(array.size())};
-}
-
-template <class T> py::array_t<T> to_array(const std::vector<T>& values) {
-    return py::array_t<T>(static_cast<py::ssize_t>(values.size()), values.data());
-}
-
-py::tuple to_tuple(const Distribution& d) { return py::make_tuple(to_array(d.ids), to_array(d.probs)); }
-
-template <class T> void read(const py::dict& from, const char* key, T& into) {
-    if (from.contains(key)) {
-        into = from[key].cast<T>();
-    }
 }
 
 SamplingOptions sampling_options(const py::dict& from) {
@@ -236,67 +224,14 @@ RowTable row_table(const py::dict& weights, const char* key) {
 }
 
 HeadWeights head_weights(const py::dict& from) {
-    const auto type = from["type"].cast<std::string>();
-    HeadWeights weights;
-    weights.type = type == "vanilla" ? MarkovHeadType::vanilla
-                   : type == "gated" ? MarkovHeadType::gated
-                   : type == "rnn"   ? MarkovHeadType::rnn
-                                     : MarkovHeadType::none;
-    read(from, "n_vocab", weights.n_vocab);
-    read(from, "hidden_size", weights.hidden_size);
-    read(from, "rank", weights.rank);
-    read(from, "gate_bias", weights.gate_bias);
-    read(from, "joint_bias", weights.joint_bias);
-    read(from, "d2t", weights.d2t);
-    read(from, "logit_softcap", weights.logit_softcap);
-    weights.w1 = row_table(from, "w1");
-    weights.w2 = row_table(from, "w2");
-    weights.gate = row_table(from, "gate");
-    weights.joint = row_table(from, "joint");
-    if (from.contains("confidence")) {
-        weights.confidence.emplace(from["confidence"].cast<std::vector<float>>(), from["confidence_bias"].cast<float>(),
-                                   weights.hidden_size, weights.rank);
-    }
-    return weights;
+    return read_head_weights(from, [&](const char* key) { return row_table(from, key); });
 }
 
-// One request's arrays, kept alive beside the input that points into them.
-struct HeldInput {
-    FloatArray base_logits; // (n_slots, n_vocab)
-    FloatArray hidden;      // (n_slots, hidden_size)
-    std::vector<const float*> base_rows;
-    std::vector<const float*> hidden_rows;
-    std::vector<Candidates> candidates;
-    SamplingOptions sampling;
-    TokenCounts counts;
-    BlockInput input;
-};
-
 void hold_input(const py::dict& from, HeldInput& held) {
-    held.hidden = from["hidden"].cast<FloatArray>();
-    for (py::ssize_t slot = 0; slot < held.hidden.shape(0); ++slot) {
-        held.hidden_rows.push_back(held.hidden.data(slot, 0));
-    }
-    if (from.contains("base_logits")) {
-        held.base_logits = from["base_logits"].cast<FloatArray>();
-        for (py::ssize_t slot = 0; slot < held.base_logits.shape(0); ++slot) {
-            held.base_rows.push_back(held.base_logits.data(slot, 0));
-        }
-    }
-    if (from.contains("candidates")) {
-        for (auto& [ids, logits] :
-             from["candidates"].cast<std::vector<std::pair<std::vector<int32_t>, std::vector<float>>>>()) {
-            held.candidates.push_back({ids, logits});
-        }
-    }
+    hold_block(from, held);
     held.sampling = sampling_options(from);
-    held.input.base_logits = held.base_rows;
-    held.input.hidden = held.hidden_rows;
-    held.input.candidates = held.candidates;
     held.input.truncation = held.sampling.truncation();
     held.input.random = RandomStream(held.sampling.seed);
-    read(from, "anchor", held.input.anchor);
-    read(from, "start", held.input.start);
     if (from.contains("output")) { // the tokens generated so far: the draft follows the penalties
         held.counts = token_counts({}, from["output"].cast<std::vector<int32_t>>());
         held.input.sampling = &held.sampling;
