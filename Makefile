@@ -13,8 +13,9 @@ CXX_SOURCES = $(shell find csrc tests/cpp -name '*.cpp' -o -name '*.h')
 demo: build
 	$(BIN)/dspark demo
 
+# Passive waiting: on a busy machine ggml's threads otherwise spin against everything else.
 test: build
-	$(BIN)/python -m pytest -q
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q
 
 check: build stubtest sanitize
 	$(BIN)/ruff check .
