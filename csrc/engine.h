@@ -109,6 +109,7 @@ class Engine {
     void commit_prefill(Lane& lane);
     void commit_round(Lane& lane);
     [[nodiscard]] VerifyResult decide(const Lane& lane);
+    [[nodiscard]] int32_t accepted_until_end(const Lane& lane, int32_t n_accepted) const;
     [[nodiscard]] const Distribution& target_row(const Lane& lane, int32_t row);
     void push_drafted(const Lane& lane, int32_t n);
     void append(Lane& lane, const VerifyResult& result);

@@ -37,6 +37,7 @@ void Engine::commit_prefill(Lane& lane) {
 void Engine::commit_round(Lane& lane) {
     Request& request = *lane.request;
     const VerifyResult result = decide(lane);
+    const int32_t n_accepted = accepted_until_end(lane, result.n_accepted);
     request.n_cached += 1 + result.n_accepted;
     keep_context(lane, 1 + result.n_accepted);
     if (result.n_accepted < lane.prefix_len) {
@@ -48,17 +49,30 @@ void Engine::commit_round(Lane& lane) {
     stats.n_rounds += 1;
     stats.n_drafted += n_drafted;
     stats.n_scheduled += lane.prefix_len;
-    stats.n_accepted += result.n_accepted;
+    stats.n_accepted += n_accepted;
     for (int32_t k = 0; k < lane.prefix_len; ++k) {
         stats.scheduled_per_position[static_cast<size_t>(k)] += 1;
-        stats.accepted_per_position[static_cast<size_t>(k)] += k < result.n_accepted ? 1 : 0;
+        stats.accepted_per_position[static_cast<size_t>(k)] += k < n_accepted ? 1 : 0;
     }
     const int32_t n_before = stats.n_committed;
     append(lane, result);
     step_.n_drafted += n_drafted;
     step_.n_scheduled += lane.prefix_len;
-    step_.n_accepted += result.n_accepted;
+    step_.n_accepted += n_accepted;
     step_.n_committed += stats.n_committed - n_before;
+}
+
+// Accepted drafts that become text: up to an end-of-generation token, that token included.
+int32_t Engine::accepted_until_end(const Lane& lane, int32_t n_accepted) const {
+    if (lane.request->options.ignore_eos) {
+        return n_accepted;
+    }
+    for (int32_t k = 0; k < n_accepted; ++k) {
+        if (target_->is_end_of_generation(drafts_[lane.draft].tokens[static_cast<size_t>(k)])) {
+            return k + 1;
+        }
+    }
+    return n_accepted;
 }
 
 // ---- verification of one lane ----

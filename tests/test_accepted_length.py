@@ -21,14 +21,14 @@ REFERENCE = DATA / "accepted_lengths.json"
 
 
 def load_reference(temperature: float, rule: str, domain: str) -> dict[str, float]:
-    rows = json.loads(REFERENCE.read_text())["heads"]["vanilla"]
+    rows = json.loads(REFERENCE.read_text())["vanilla"]["results"]
     key = (temperature, rule, domain)
     return next(row for row in rows if (row["temperature"], row["rule"], row["domain"]) == key)
 
 
 def load_prompts(domain: str) -> tuple[list[str], int]:
     """Return the prompts the reference was measured on, and its token limit."""
-    settings = json.loads(REFERENCE.read_text())
+    settings = json.loads(REFERENCE.read_text())["vanilla"]
     prompts = json.loads((DATA / "prompts.json").read_text())["prompts"]
     texts = [prompt["text"] for prompt in prompts if prompt["domain"] == domain]
     return texts[: settings["n_prompts"]], settings["max_tokens"]
@@ -45,7 +45,9 @@ def measure(llm: LLM, texts: list[str], params: list[SamplingParams]) -> tuple[f
 
 @pytest.fixture(scope="module")
 def pair(f32_target: Path, f32_drafter: Path) -> Any:
-    with LLM(f32_target, f32_drafter, n_ctx=768, n_parallel=4, kv_type="f32", head="full") as llm:
+    with LLM(
+        f32_target, f32_drafter, n_ctx=768, n_parallel=4, kv_type="f32", n_candidates=64
+    ) as llm:  # 64 as the reference
         yield llm
 
 

@@ -245,7 +245,7 @@ class Engine:
         n_threads_batch: int = 0,
         kv_type: str = "f16",
         head: str = "candidates",  # candidates | full | graph
-        n_candidates: int = 64,
+        n_candidates: int = 256,
         draft_length: int = -1,  # fixed policy: tokens verified a round; -1: the full block; 0: off
         draft_window: int = 4096,
         max_queue: int = 512,

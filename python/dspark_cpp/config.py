@@ -189,7 +189,7 @@ class EngineConfig:
     n_batch: int = 512
     kv_type: KVType = "f16"
     head: Head = "candidates"
-    n_candidates: int = 64
+    n_candidates: int = 256
     policy: Policy = "auto"
     draft_window: int = 4096
     max_queue: int = 512

@@ -20,7 +20,7 @@ function(dspark_unpack_llama_cpp destination)
     endif()
 
     message(STATUS "dspark: unpacking ${archive}")
-    set(parts CMakeLists.txt LICENSE licenses cmake common ggml include src vendor tools examples pocs)
+    set(parts CMakeLists.txt LICENSE licenses cmake common ggml include scripts src vendor tools)
     list(TRANSFORM parts PREPEND "*/vendor/llama.cpp/")
     file(REMOVE_RECURSE "${destination}.tmp")
     file(ARCHIVE_EXTRACT INPUT "${archive}" DESTINATION "${destination}.tmp" PATTERNS ${parts})
