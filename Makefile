@@ -13,9 +13,8 @@ CXX_SOURCES = $(shell find csrc tests/cpp -name '*.cpp' -o -name '*.h')
 demo: build
 	$(BIN)/dspark demo
 
-# Passive waiting: on a busy machine ggml's threads otherwise spin against everything else.
 test: build
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q
 
 check: build stubtest sanitize
 	$(BIN)/ruff check .

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from dspark_cpp import LLM, SamplingParams, build_info
 from rich.box import SIMPLE
@@ -52,25 +53,31 @@ class Setting:
 
 
 class Bench:
-    """A plain and a speculating LLM, and the prompts."""
+    """One setting: the ways of decoding, each an LLM of its own that is closed before the next one opens.
 
-    def __init__(self, plain: LLM, dspark: LLM, prompts: Sequence[str]) -> None:
-        assert dspark.drafter is not None
+    The thread teams of two open engines make each other sleep and wake, which can cost more than the work.
+    """
+
+    def __init__(self, engine: dict[str, Any], prompts: Sequence[str]) -> None:
+        self._engine = engine
         self._prompts = list(prompts)
-        block_size = dspark.drafter.drafter_info.block_size
-        self.ways: dict[str, tuple[LLM, int]] = {"plain": (plain, 0), "off": (dspark, 0)}
-        self.ways |= {str(length): (dspark, length) for length in range(1, block_size)}
-        self.ways |= {f"{block_size} (full)": (dspark, block_size)}
+        with LLM.demo(**engine) as llm:
+            assert llm.drafter is not None
+            block_size = llm.drafter.drafter_info.block_size
+        self.ways: dict[str, int | None] = {"plain": None, "off": 0}
+        self.ways |= {str(length): length for length in range(1, block_size)}
+        self.ways |= {f"{block_size} (full)": block_size}
 
     def measure(self, params: SamplingParams, n_repeats: int, advance: Callable[[], None]) -> dict[str, list[Sample]]:
         """Answer all prompts in every way, in turns."""
-        for llm, length in self.ways.values():
-            llm.generate(self._prompts[0], replace(params, draft=length))  # warms it up
         samples: dict[str, list[Sample]] = {name: [] for name in self.ways}
         for repeat in range(n_repeats):
-            for name, (llm, length) in self.ways.items():
+            for name, length in self.ways.items():
                 plain = samples["plain"][repeat] if name != "plain" else None
-                samples[name].append(self._answer(llm, replace(params, draft=length, seed=repeat), plain))
+                once = replace(params, draft=length or 0, seed=repeat)
+                with LLM(TARGET, **self._engine) if length is None else LLM.demo(**self._engine) as llm:
+                    llm.generate(self._prompts[0], replace(once, max_tokens=16))  # warms it up
+                    samples[name].append(self._answer(llm, once, plain))
                 advance()
         return samples
 
@@ -122,8 +129,8 @@ def run(options: argparse.Namespace, console: Console) -> list[dict[str, object]
     for setting in settings:
         engine = {"n_ctx": N_CTX, "n_parallel": setting.n_streams, "n_threads": options.threads}
         params = SamplingParams(temperature=setting.temperature, max_tokens=options.n_tokens)
-        with LLM(TARGET, **engine) as plain, LLM.demo(**engine) as dspark, Progress(transient=True) as progress:
-            bench = Bench(plain, dspark, read_prompts(options.n_prompts))
+        bench = Bench(engine, read_prompts(options.n_prompts))
+        with Progress(transient=True) as progress:
             task = progress.add_task("measuring", total=options.repeats * len(bench.ways))
             samples = bench.measure(params, options.repeats, lambda at=task, bar=progress: bar.advance(at))
         rows = {name: medians(taken) for name, taken in samples.items()}

@@ -2,9 +2,10 @@
 
 Owns: what is run and timed, and how it is shown. Must not know: anything that `LLM` does not offer to everybody.
 
-Plain decoding is an LLM without a drafter, so that it carries none of speculation's costs. Both take turns, prompt by
-prompt, so that a machine that slows down slows both; the figures are medians over answers. Speed is in tokens per
-second of the engine's own time in rounds: prefill and the printing here are in neither.
+Plain decoding is an LLM without a drafter, so that it carries none of speculation's costs. Both take turns, so that a
+machine that slows down slows both, and one is closed before the other opens: the thread teams of two open engines make
+each other sleep and wake, which can cost more than the work. The figures are medians over answers. Speed is in tokens
+per second of the engine's own time in rounds: loading, prefill and the printing here are in neither.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import codecs
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
@@ -61,40 +62,46 @@ class _Domain:
         return sum(stats.n_committed for stats in self.dspark) / max(n_rounds, 1)
 
 
-class _Demo:
-    """Both models, the terminal, and the clock."""
+def _open_plain() -> LLM:
+    return LLM(_FOLDER / "target.gguf", n_ctx=_N_CTX)
 
-    def __init__(self, plain: LLM, dspark: LLM, console: Console) -> None:
-        self._plain = plain
-        self._dspark = dspark
+
+def _open_dspark() -> LLM:
+    return LLM.demo(n_ctx=_N_CTX)
+
+
+def _ask(llm: LLM, prompt: str, params: SamplingParams) -> Completion:
+    """Answer one prompt through the model's chat template."""
+    return llm.chat([{"role": "user", "content": prompt}], params)
+
+
+class _Demo:
+    """The terminal and the clock."""
+
+    def __init__(self, console: Console) -> None:
         self._console = console
         self._began = time.perf_counter()
 
-    def ask(self, llm: LLM, prompt: str, params: SamplingParams) -> Completion:
-        """Answer one prompt through the model's chat template."""
-        return llm.chat([{"role": "user", "content": prompt}], params)
-
-    def compare(self, domains: Sequence[_Domain], params: SamplingParams) -> None:
+    def compare(self, llm: LLM, domains: Sequence[_Domain], params: SamplingParams) -> None:
         """Print an answer of each domain with its accepted tokens marked; compare all with speculation off.
 
-        Off and on run in the same engine and cache. Warms up both models as well.
+        Off and on run in the same engine and cache.
         """
-        self.ask(self._plain, domains[0].prompts[0], replace(params, max_tokens=8))
         legend = Text("Accepted draft tokens look ").append(*self._mark("like this"))
         self._console.print(legend.append("; the others are the target's own.\n"))
         wrong: list[str] = []
         for domain in domains:
             for prompt in domain.prompts:
-                off = self.ask(self._dspark, prompt, replace(params, draft="off"))
-                on = self.ask(self._dspark, prompt, params)
+                off = _ask(llm, prompt, replace(params, draft="off"))
+                on = _ask(llm, prompt, params)
                 wrong += _difference(prompt, off.token_ids, on.token_ids)
                 if prompt == domain.prompts[0]:
-                    self._show(domain, on)
+                    self._show(llm, domain, on)
         self._report(sum(len(domain.prompts) for domain in domains), wrong)
 
-    def _show(self, domain: _Domain, answer: Completion) -> None:
+    def _show(self, llm: LLM, domain: _Domain, answer: Completion) -> None:
         self._console.print(Text(f"{domain.name}: {domain.prompts[0]}", style="bold"), soft_wrap=True)
-        self._console.print(self._marked(answer), soft_wrap=True)
+        self._console.print(self._marked(llm, answer), soft_wrap=True)
         self._console.print()
 
     def _report(self, n_prompts: int, wrong: Sequence[str]) -> None:
@@ -110,15 +117,19 @@ class _Demo:
         for repeat in range(n_repeats):
             if repeat > 0 and time.perf_counter() - self._began > until_s:
                 return
-            for domain in domains:
-                self._measure_once(domain, replace(params, seed=repeat))
+            once = replace(params, seed=repeat)
+            self._measure_way(_open_plain, [(domain, domain.plain) for domain in domains], once)
+            self._measure_way(_open_dspark, [(domain, domain.dspark) for domain in domains], once)
 
-    def _measure_once(self, domain: _Domain, params: SamplingParams) -> None:
-        for prompt in domain.prompts:
-            domain.plain.append(self.ask(self._plain, prompt, params).stats)
-            domain.dspark.append(self.ask(self._dspark, prompt, params).stats)
+    def _measure_way(
+        self, open_llm: Callable[[], LLM], answers: Sequence[tuple[_Domain, list[RequestStats]]], params: SamplingParams
+    ) -> None:
+        with open_llm() as llm:
+            _ask(llm, answers[0][0].prompts[0], replace(params, max_tokens=16))  # warms it up
+            for domain, stats in answers:
+                stats += [_ask(llm, prompt, params).stats for prompt in domain.prompts]
 
-    def _marked(self, answer: Completion) -> Text:
+    def _marked(self, llm: LLM, answer: Completion) -> Text:
         """Return the text of an answer, accepted tokens marked; half a character waits for its other half."""
         text, decoder = Text(), codecs.getincrementaldecoder("utf-8")("replace")
         run, is_run_drafted = "", False
@@ -126,7 +137,7 @@ class _Demo:
             if is_drafted != is_run_drafted:
                 text.append(*self._mark(run) if is_run_drafted else (run,))
                 run, is_run_drafted = "", is_drafted
-            run += decoder.decode(self._dspark.model.token_to_piece(token))
+            run += decoder.decode(llm.model.token_to_piece(token))
         return text.append(*self._mark(run) if is_run_drafted else (run,))
 
     def _mark(self, text: str) -> tuple[str, str]:
@@ -148,15 +159,15 @@ def run_demo(config: DemoConfig, console: Console | None = None) -> None:
     """
     console = console or Console(highlight=False)
     greedy = SamplingParams(temperature=0.0, max_tokens=config.max_tokens)
-    with LLM(_FOLDER / "target.gguf", n_ctx=_N_CTX) as plain, LLM.demo(n_ctx=_N_CTX) as dspark:
-        demo = _Demo(plain, dspark, console)
-        at_zero, at_one = _read_domains(), _read_domains()
-        demo.compare(at_zero, greedy)
-        demo.measure(at_zero, greedy, config.n_repeats, _BUDGET_SECONDS / 2)
-        console.print(_table("Temperature 0", at_zero))
-        demo.measure(at_one, replace(greedy, temperature=1.0), config.n_repeats, _BUDGET_SECONDS)
-        console.print(_table("Temperature 1", at_one))
-        console.print(_verdict(at_zero), style="bold", soft_wrap=True)
+    demo = _Demo(console)
+    at_zero, at_one = _read_domains(), _read_domains()
+    with _open_dspark() as llm:
+        demo.compare(llm, at_zero, greedy)
+    demo.measure(at_zero, greedy, config.n_repeats, _BUDGET_SECONDS / 2)
+    console.print(_table("Temperature 0", at_zero))
+    demo.measure(at_one, replace(greedy, temperature=1.0), config.n_repeats, _BUDGET_SECONDS)
+    console.print(_table("Temperature 1", at_one))
+    console.print(_verdict(at_zero), style="bold", soft_wrap=True)
 
 
 def _difference(prompt: str, off: list[int], on: list[int]) -> list[str]:
