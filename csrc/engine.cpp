@@ -111,11 +111,9 @@ std::vector<CachePosition> Engine::cache_positions() const {
 }
 
 void Engine::close() {
+    is_closed_ = true; // first: who steps while we wait is told so
     const std::lock_guard step_lock(step_mutex_);
     const std::lock_guard lock(inbox_mutex_);
-    if (is_closed_.exchange(true)) {
-        return;
-    }
     queue_.clear();
     alive_.clear();
     running_.clear();
@@ -128,11 +126,11 @@ void Engine::close() {
 
 std::vector<Event> Engine::step() {
     const std::unique_lock lock(step_mutex_, std::try_to_lock);
-    if (!lock.owns_lock()) {
-        throw DSparkError("step must be called by one thread at a time");
-    }
     if (is_closed_) {
         throw EngineClosedError("cannot step: the engine is closed");
+    }
+    if (!lock.owns_lock()) {
+        throw DSparkError("step must be called by one thread at a time");
     }
     const auto begin = Clock::now();
     step_ = {};

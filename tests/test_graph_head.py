@@ -189,7 +189,7 @@ def test_bf16_tables_stay_as_they_are(kind):
         bits = (weights[name].view(np.uint32) >> 16).astype(np.uint16)
         weights[name] = (bits.astype(np.uint32) << 16).view(np.float32)
         tables[name] = ("bf16", bits.tobytes(), N_VOCAB, RANK)
-    head = _graph_head.GraphHead({**weights, **tables}, device=DEVICE, max_requests=4)
+    head = _graph_head.GraphHead({**weights, **tables}, device=DEVICE, n_candidates=64, max_requests=4)
     requests = make_requests(3, temperatures=(0.0, 1.0), seed=14)
     assert_same_drafts(weights, requests, head.draft_blocks(requests), 64)
 
@@ -251,7 +251,7 @@ def test_batches_over_max_requests_and_blocks_of_unequal_length():
         make_requests(1, temperatures=(t,), seed=9 + i, n_slots=n)[0]
         for i, (t, n) in enumerate([(0.0, 7), (1.0, 3), (0.7, 5), (1.0, 1), (0.0, 6), (1.0, 7), (1.0, 2)])
     ]
-    together = make_head(weights, max_requests=3).draft_blocks(requests)
+    together = make_head(weights, n_candidates=64, max_requests=3).draft_blocks(requests)
     assert [len(tokens) for tokens, *_ in together] == [7, 3, 5, 1, 6, 7, 2]
     assert_same_drafts(weights, requests, together, 64)
 
