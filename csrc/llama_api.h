@@ -1,5 +1,5 @@
 // The narrow face of llama.cpp: RAII handles whose every llama.cpp status is checked once, here, and becomes an
-// exception. Only llama_api.cpp includes llama.cpp headers. Whatever would abort inside llama.cpp is checked before
+// exception. Only llama_api*.cpp include its headers. Whatever would abort inside llama.cpp is checked before
 // the call. A Model may be shared by threads once loaded; a Context belongs to the thread that steps the engine.
 #pragma once
 
