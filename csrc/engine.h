@@ -33,6 +33,7 @@ struct Event {
     std::vector<int32_t> tokens;       // committed, without an end-of-generation token
     std::vector<bool> drafted;         // per token: an accepted draft (true) or the target's own (false)
     std::vector<TopLogprobs> logprobs; // per token when asked for
+    std::vector<RoundRecord> rounds;   // the decode round of this step, when the request is traced
     FinishReason finish_reason = FinishReason::none;
     std::string error; // with FinishReason::error
     RequestStats stats;
@@ -129,6 +130,7 @@ class Engine {
     [[nodiscard]] const Distribution& target_row(const Lane& lane, int32_t row);
     void push_drafted(const Lane& lane, int32_t n);
     void append(Lane& lane, const VerifyResult& result);
+    void trace_round(const Lane& lane, const VerifyResult& result);
     void keep_context(const Lane& lane, int32_t n_rows);
     void inject();
     void finish(Request& request, FinishReason reason, const std::string& error = {});

@@ -60,6 +60,9 @@ void Engine::commit_round(Lane& lane) {
         stats.accepted_per_position[static_cast<size_t>(k)] += k < n_accepted ? 1 : 0;
     }
     const int32_t n_before = stats.n_committed;
+    if (request.options.trace) {
+        trace_round(lane, result);
+    }
     append(lane, result);
     step_.n_drafted += n_drafted;
     step_.n_scheduled += lane.prefix_len;
@@ -81,6 +84,19 @@ void Engine::record_decision(const Lane& lane) {
     stats.park_tokens = outlook.n_tokens;
     stats.park_extra_ms = outlook.extra_ms;
     stats.park_plain_ms = outlook.plain_ms;
+}
+
+void Engine::trace_round(const Lane& lane, const VerifyResult& result) {
+    RoundRecord& record = event_of(*lane.request).rounds.emplace_back();
+    if (lane.is_drafting) {
+        const BlockDraft& draft = drafts_[lane.draft];
+        record.n_drafted = static_cast<int32_t>(draft.tokens.size());
+        record.confidence_logits = draft.confidence_logits;
+    }
+    record.prefix_len = lane.prefix_len;
+    record.n_accepted = result.n_accepted;
+    record.draft_ms = step_.draft_ms;
+    record.verify_ms = step_.verify_ms;
 }
 
 // Accepted drafts that become text: up to an end-of-generation token, that token included.

@@ -32,6 +32,7 @@ struct RequestOptions {
     std::optional<Verification> verification;
     std::optional<Policy> policy; // empty: the engine's
     int32_t draft_limit = -1;     // -1: as the policy says; 0: off; n: at most n drafted tokens a round
+    bool trace = false;           // events carry a RoundRecord for every decode round
 
     // Throws std::invalid_argument: "<name> must <rule>, got <value>".
     void validate() const;
@@ -61,6 +62,17 @@ struct RequestStats {
     double draft_ms = 0;
     double verify_ms = 0;
     double host_ms = 0; // the rest of the rounds: heads' host part, sampling, injection
+};
+
+// One decode round of a traced request: what calibration learns from.
+struct RoundRecord {
+    int32_t n_drafted = 0;                // 0 in a round without a draft
+    int32_t prefix_len = 0;               // of those, sent to the target
+    int32_t n_accepted = 0;               // as the rule decided, not cut at an end of text
+    std::vector<float> confidence_logits; // (n_drafted,), before calibration; empty without a confidence head
+    // Wall time of the step's two passes, shared by all requests in them.
+    double draft_ms = 0;
+    double verify_ms = 0;
 };
 
 enum class Phase { prefill, decode, finished };

@@ -31,7 +31,7 @@ RequestOptions make_request_options(int32_t max_tokens, float temperature, int32
                                     float repetition_penalty, float presence_penalty, float frequency_penalty,
                                     const std::map<int32_t, float>& logit_bias, uint64_t seed, bool ignore_eos,
                                     int32_t n_logprobs, const std::string& verification,
-                                    const std::optional<std::string>& policy, int32_t draft_limit) {
+                                    const std::optional<std::string>& policy, int32_t draft_limit, bool trace) {
     RequestOptions options;
     options.max_tokens = max_tokens;
     options.sampling.temperature = temperature;
@@ -50,6 +50,7 @@ RequestOptions make_request_options(int32_t max_tokens, float temperature, int32
         options.policy = parse_policy(*policy);
     }
     options.draft_limit = draft_limit;
+    options.trace = trace;
     options.validate();
     return options;
 }
@@ -164,7 +165,8 @@ void register_options(py::module_& module) {
              py::arg("repetition_penalty") = 1.0F, py::arg("presence_penalty") = 0.0F,
              py::arg("frequency_penalty") = 0.0F, py::arg("logit_bias") = std::map<int32_t, float>{},
              py::arg("seed") = 0, py::arg("ignore_eos") = false, py::arg("n_logprobs") = -1,
-             py::arg("verification") = "auto", py::arg("policy") = py::none(), py::arg("draft_limit") = -1);
+             py::arg("verification") = "auto", py::arg("policy") = py::none(), py::arg("draft_limit") = -1,
+             py::arg("trace") = false);
 }
 
 void register_results(py::module_& module) {
@@ -190,11 +192,19 @@ void register_results(py::module_& module) {
         .def_readonly("draft_ms", &RequestStats::draft_ms)
         .def_readonly("verify_ms", &RequestStats::verify_ms)
         .def_readonly("host_ms", &RequestStats::host_ms);
+    py::class_<RoundRecord>(module, "RoundRecord")
+        .def_readonly("n_drafted", &RoundRecord::n_drafted)
+        .def_readonly("prefix_len", &RoundRecord::prefix_len)
+        .def_readonly("n_accepted", &RoundRecord::n_accepted)
+        .def_readonly("confidence_logits", &RoundRecord::confidence_logits)
+        .def_readonly("draft_ms", &RoundRecord::draft_ms)
+        .def_readonly("verify_ms", &RoundRecord::verify_ms);
     py::class_<Event>(module, "Event")
         .def_readonly("request_id", &Event::request_id)
         .def_readonly("tokens", &Event::tokens)
         .def_readonly("drafted", &Event::drafted)
         .def_readonly("logprobs", &Event::logprobs)
+        .def_readonly("rounds", &Event::rounds)
         .def_property_readonly("finish_reason",
                                [](const Event& event) -> std::optional<std::string> {
                                    if (event.finish_reason == FinishReason::none) {

@@ -150,6 +150,7 @@ class RequestOptions:
         verification: str = "auto",  # auto | exact | rejection | block
         policy: str | None = None,  # None: the engine's
         draft_limit: int = -1,  # -1: as the policy says; 0: off; n: at most n drafted tokens a round
+        trace: bool = False,  # events carry a RoundRecord for every decode round
     ) -> None: ...
 
 class TokenLogprobs:
@@ -198,6 +199,22 @@ class RequestStats:
     @property
     def host_ms(self) -> float: ...
 
+class RoundRecord:
+    """One decode round of a traced request: what calibration learns from."""
+
+    @property
+    def n_drafted(self) -> int: ...  # 0 in a round without a draft
+    @property
+    def prefix_len(self) -> int: ...  # of those, sent to the target
+    @property
+    def n_accepted(self) -> int: ...  # as the rule decided, not cut at an end of text
+    @property
+    def confidence_logits(self) -> list[float]: ...  # (n_drafted,), uncalibrated; empty without a confidence head
+    @property
+    def draft_ms(self) -> float: ...  # of the step, shared by all requests in it
+    @property
+    def verify_ms(self) -> float: ...
+
 class Event:
     """What a step did for one request: committed tokens and, at the end, why it ended."""
 
@@ -209,6 +226,8 @@ class Event:
     def drafted(self) -> list[bool]: ...  # per token: came from an accepted draft
     @property
     def logprobs(self) -> list[TokenLogprobs]: ...
+    @property
+    def rounds(self) -> list[RoundRecord]: ...  # of a traced request: the decode round of this step, if there was one
     @property
     def finish_reason(self) -> str | None: ...  # stop | length | context_full | cancelled | error
     @property
