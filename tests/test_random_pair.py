@@ -61,7 +61,7 @@ def test_pair_loads_and_answers(draft_vocab: int, tmp_path: Path) -> None:
     assert "random weights, for timing" in target.metadata["general.name"]
     assert target.n_vocab == 1024
     assert drafter.drafter_info.target_layers == list(TINY.target_layers)
-    assert drafter.drafter_info.n_vocab_draft == draft_vocab
+    assert drafter.drafter_info.n_vocab_draft == (draft_vocab or 1024)
     engine = _core.Engine(target, drafter, n_ctx=128, n_threads=1)
     prompt = target.tokenize("def add(a, b):")
     assert len(prompt) == 14  # one token per byte
