@@ -137,22 +137,33 @@ void register_engine(py::module_& module) {
     register_options(module);
     register_results(module);
     py::class_<BoundEngine>(module, "Engine", py::is_final())
-        .def(
-            py::init([](std::shared_ptr<Model> target, std::shared_ptr<Model> drafter, int32_t n_ctx,
-                        int32_t n_parallel, int32_t n_batch, int32_t n_threads, int32_t n_threads_batch,
-                        const std::string& kv_type, const std::string& head, int32_t n_candidates, int32_t draft_length,
-                        int32_t draft_window, int32_t max_queue, std::optional<bool> flash_attention) {
-                const LLMOptions options{n_ctx,           n_parallel,   n_batch,   n_threads,
-                                         n_threads_batch, kv_type,      head,      n_candidates,
-                                         draft_length,    draft_window, max_queue, flash_attention};
-                const py::gil_scoped_release release;
-                return make_engine(std::move(target), std::move(drafter), options);
-            }),
-            py::arg("target").none(false), py::arg("drafter") = nullptr, py::kw_only(), py::arg("n_ctx") = 0,
-            py::arg("n_parallel") = 1, py::arg("n_batch") = 512, py::arg("n_threads") = 0,
-            py::arg("n_threads_batch") = 0, py::arg("kv_type") = "f16", py::arg("head") = "candidates",
-            py::arg("n_candidates") = kDefaultCandidates, py::arg("draft_length") = -1, py::arg("draft_window") = 4096,
-            py::arg("max_queue") = 512, py::arg("flash_attention") = py::none())
+        .def(py::init([](std::shared_ptr<Model> target, std::shared_ptr<Model> drafter, int32_t n_ctx,
+                         int32_t n_parallel, int32_t n_batch, int32_t n_threads, int32_t n_threads_batch,
+                         const std::string& kv_type, const std::string& head, int32_t n_candidates,
+                         int32_t draft_length, int32_t draft_window, int32_t max_queue,
+                         std::optional<bool> flash_attention, const std::optional<SyntheticOptions>& synthetic) {
+                 const LLMOptions options{n_ctx,
+                                          n_parallel,
+                                          n_batch,
+                                          n_threads,
+                                          n_threads_batch,
+                                          kv_type,
+                                          head,
+                                          n_candidates,
+                                          draft_length,
+                                          draft_window,
+                                          max_queue,
+                                          flash_attention,
+                                          synthetic.value_or(SyntheticOptions{})};
+                 const py::gil_scoped_release release;
+                 return make_engine(std::move(target), std::move(drafter), options);
+             }),
+             py::arg("target").none(false), py::arg("drafter") = nullptr, py::kw_only(), py::arg("n_ctx") = 0,
+             py::arg("n_parallel") = 1, py::arg("n_batch") = 512, py::arg("n_threads") = 0,
+             py::arg("n_threads_batch") = 0, py::arg("kv_type") = "f16", py::arg("head") = "candidates",
+             py::arg("n_candidates") = kDefaultCandidates, py::arg("draft_length") = -1, py::arg("draft_window") = 4096,
+             py::arg("max_queue") = 512, py::arg("flash_attention") = py::none(),
+             py::arg("synthetic_acceptance") = py::none())
         .def("submit", &submit_request, py::arg("prompt"), py::arg("options").none(false))
         .def("step", &run_step)
         .def(
