@@ -38,6 +38,10 @@ Engine::Engine(std::unique_ptr<Target> target, std::unique_ptr<Drafter> drafter,
     check_options(options_);
     const int32_t block = drafter_ ? drafter_->block_size() : 0;
     options_.n_batch = std::max(options_.n_batch, options_.n_parallel * (1 + block));
+    options_.synthetic.validate();
+    if (!options_.synthetic.rates.empty()) {
+        synthetic_.emplace(options_.synthetic, block);
+    }
     for (int32_t sequence = options_.n_parallel - 1; sequence >= 0; --sequence) {
         free_sequences_.push_back(sequence);
     }
@@ -287,6 +291,9 @@ void Engine::draft() {
     const auto begin = Clock::now();
     drafts_.resize(std::max(drafts_.size(), tasks_.size()));
     drafter_->draft(tasks_, std::span(drafts_).first(tasks_.size()));
+    if (synthetic_) {
+        set_synthetic_confidences();
+    }
     step_.draft_ms = milliseconds_since(begin);
 }
 

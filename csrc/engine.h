@@ -6,6 +6,7 @@
 #include "drafter.h"
 #include "request.h"
 #include "scheduler.h"
+#include "synthetic_acceptance.h"
 #include "target.h"
 
 #include <atomic>
@@ -25,6 +26,8 @@ struct EngineOptions {
     int32_t n_parallel = 1;  // requests that run at the same time
     int32_t n_batch = 512;   // most rows of one target pass; at least n_parallel * (1 + block_size)
     int32_t max_queue = 512; // requests that may wait
+
+    SyntheticOptions synthetic; // for timing alone
 };
 
 // What a step did for one request. The last event of a request, and only that one, has a finish reason.
@@ -126,6 +129,8 @@ class Engine {
     void commit_round(Lane& lane);
     void record_decision(const Lane& lane);
     [[nodiscard]] VerifyResult decide(const Lane& lane);
+    void set_synthetic_confidences();
+    [[nodiscard]] VerifyResult decide_synthetically(const Lane& lane);
     [[nodiscard]] int32_t accepted_until_end(const Lane& lane, int32_t n_accepted) const;
     [[nodiscard]] const Distribution& target_row(const Lane& lane, int32_t row);
     void push_drafted(const Lane& lane, int32_t n);
@@ -143,6 +148,7 @@ class Engine {
     std::unique_ptr<Target> target_;
     std::unique_ptr<Drafter> drafter_;
     std::unique_ptr<Scheduler> scheduler_;
+    std::optional<SyntheticAcceptance> synthetic_;
 
     mutable std::mutex inbox_mutex_; // guards the four below
     std::deque<std::unique_ptr<Request>> queue_;

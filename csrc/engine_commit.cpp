@@ -115,6 +115,9 @@ int32_t Engine::accepted_until_end(const Lane& lane, int32_t n_accepted) const {
 // ---- verification of one lane ----
 
 VerifyResult Engine::decide(const Lane& lane) {
+    if (synthetic_) {
+        return decide_synthetically(lane);
+    }
     const Request& request = *lane.request;
     const Verification rule = request.options.rule();
     const auto n = static_cast<size_t>(lane.prefix_len);

@@ -100,7 +100,7 @@ void fill_defaults(LLMOptions& options, const Model& target) {
 }
 
 EngineOptions engine_options(const LLMOptions& options) {
-    return {options.n_ctx, options.n_parallel, options.n_batch, options.max_queue};
+    return {options.n_ctx, options.n_parallel, options.n_batch, options.max_queue, options.synthetic};
 }
 
 std::unique_ptr<Scheduler> make_scheduler(const LLMOptions& options, int32_t block) {

@@ -29,6 +29,7 @@ struct LLMOptions {
     // the bit with flash attention and f16, off by up to 4e-2 with f32; without it equal with f32, off by 7e-3 with
     // f16.
     std::optional<bool> flash_attention;
+    SyntheticOptions synthetic; // for timing alone
 };
 
 // What Python holds: the engine, and the real context handles its figures come from.

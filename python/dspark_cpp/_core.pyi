@@ -273,6 +273,23 @@ class CostCurves(TypedDict):
     draft_ms_per_block_cell: float
 
 @final
+class SyntheticAcceptance:
+    """Accept events drawn from rates instead of verified, for timing random weights: what comes out is no text."""
+
+    def __init__(
+        self,
+        *,
+        rates: Sequence[Sequence[float]],  # per domain and position: P(accepted | those before it were)
+        spread: float = 1.5,  # of a round's difficulty, in logits
+        noise: float = 0.7,  # of what the confidence sees of it, in its standard deviations
+        bias: float = 0.0,  # added to the confidence logits
+        seed: int = 0,
+    ) -> None: ...
+    def draw_rounds(
+        self, block_size: int, request_seed: int, n_rounds: int
+    ) -> tuple[list[list[float]], list[int]]: ...  # confidence logits (n_rounds, block_size), accepted (n_rounds,)
+
+@final
 class Engine:
     """Many requests over one target and one drafter. `step` belongs to one thread; the rest may be called by any."""
 
@@ -295,6 +312,7 @@ class Engine:
         draft_window: int = 4096,
         max_queue: int = 512,
         flash_attention: bool | None = None,  # None: on, but for an f32 cache on the CPU
+        synthetic_acceptance: SyntheticAcceptance | None = None,  # for timing alone: no text
     ) -> None: ...
     def submit(self, prompt: Sequence[int], options: RequestOptions) -> int: ...
     def step(self) -> list[Event]: ...  # GIL released

@@ -15,7 +15,7 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
-from typing import Any, Literal, Self, Unpack, overload
+from typing import Any, ClassVar, Literal, Self, Unpack, overload
 
 from dspark_cpp import _core
 from dspark_cpp.chat import Chunk, Completion, Message, ReplyBuilder, render_chat, without_second_bos
@@ -72,6 +72,9 @@ class LLM:
     ...         print(completion.text, completion.stats.accepted_length)
     """
 
+    # For `dspark bench` alone, in a subclass: accept events are drawn, and what comes out is no text.
+    _synthetic_acceptance: ClassVar[_core.SyntheticAcceptance | None] = None
+
     def __init__(
         self,
         model: str | os.PathLike[str],
@@ -80,7 +83,7 @@ class LLM:
     ) -> None:
         config = EngineConfig(**options)
         self._model, self._drafter = _load_models(model, draft, config)
-        engine = _make_engine(self._model, self._drafter, config)
+        engine = _make_engine(self._model, self._drafter, config, self._synthetic_acceptance)
         self._n_ctx = engine.n_ctx
         self._engine = engine
         self._cost_cache = prepare_costs(self._model, self._drafter, engine, config)
@@ -334,7 +337,12 @@ def _load_models(
     return target, None if draft is None else _core.Model.load_drafter(os.fspath(draft), target, **options)
 
 
-def _make_engine(target: _core.Model, drafter: _core.Model | None, config: EngineConfig) -> _core.Engine:
+def _make_engine(
+    target: _core.Model,
+    drafter: _core.Model | None,
+    config: EngineConfig,
+    synthetic_acceptance: _core.SyntheticAcceptance | None = None,
+) -> _core.Engine:
     return _core.Engine(
         target,
         drafter,
@@ -351,6 +359,7 @@ def _make_engine(target: _core.Model, drafter: _core.Model | None, config: Engin
         draft_window=config.draft_window,
         max_queue=config.max_queue,
         flash_attention=config.flash_attention,
+        synthetic_acceptance=synthetic_acceptance,
     )
 
 
