@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Literal, Self, Unpack, overload
 from dspark_cpp import _core
 from dspark_cpp.chat import Chunk, Completion, Message, ReplyBuilder, render_chat, without_second_bos
 from dspark_cpp.config import EngineConfig, EngineOptions, SamplingParams, checked_text, params_per_prompt
+from dspark_cpp.cost_cache import prepare_costs
 from dspark_cpp.engine_loop import EngineLoop, RequestGroup
 from dspark_cpp.errors import QueueFullError
 
@@ -28,6 +29,7 @@ __all__ = ["LLM", "Prompt"]
 Prompt = str | Sequence[int]
 
 _QUEUE_RETRY_SECONDS = 0.02
+_LEARNED_STEPS = 200  # an engine that ran fewer has nothing to tell of costs
 
 
 @dataclass(slots=True)
@@ -84,6 +86,8 @@ class LLM:
         engine = _make_engine(self._model, self._drafter, config, self._synthetic_acceptance)
         self._engine = engine
         self._n_ctx = engine.n_ctx
+        self._engine = engine
+        self._cost_cache = prepare_costs(self._model, self._drafter, engine, config)
         self._loop = EngineLoop(engine)
         self._finalizer = weakref.finalize(self, self._loop.close)
 
@@ -105,8 +109,11 @@ class LLM:
 
     def close(self) -> None:
         """Free the engine. Calls in progress raise EngineClosedError, as do later ones. Idempotent."""
-        self._finalizer.detach()
+        if self._finalizer.detach() is None:
+            return
         self._loop.close()
+        if self._cost_cache is not None and self._engine.stats.n_steps >= _LEARNED_STEPS:
+            self._cost_cache.store(self._engine.costs)
 
     @property
     def closed(self) -> bool:
@@ -362,7 +369,8 @@ def _make_engine(
         kv_type=config.kv_type,
         head=config.head,
         n_candidates=config.n_candidates,
-        draft_length=config.draft_length,
+        policy=str(config.policy),
+        objective=config.objective,
         draft_window=config.draft_window,
         max_queue=config.max_queue,
         flash_attention=config.flash_attention,
@@ -385,6 +393,7 @@ def _request_options(params: SamplingParams, seed: int) -> _core.RequestOptions:
         ignore_eos=params.ignore_eos,
         n_logprobs=-1 if params.logprobs is None else params.logprobs,
         verification=params.verification,
+        policy=None if params.policy is None else str(params.policy),
         draft_limit=params.draft_limit,
     )
 
