@@ -84,7 +84,6 @@ class LLM:
         config = EngineConfig(**options)
         self._model, self._drafter = _load_models(model, draft, config)
         engine = _make_engine(self._model, self._drafter, config, self._synthetic_acceptance)
-        self._engine = engine
         self._n_ctx = engine.n_ctx
         self._engine = engine
         self._cost_cache = prepare_costs(self._model, self._drafter, engine, config)

@@ -120,12 +120,10 @@ def ways_of(policies: str, block_size: int) -> list[str]:
 
 def request_options(way: str, temperature: float, n_tokens: int, seed: int) -> _core.RequestOptions:
     """Return the options of a request that is decoded in a way for exactly `n_tokens` tokens."""
-    speed: dict[str, Any] = {} if way == PLAIN else _policy(way)
-    return _core.RequestOptions(max_tokens=n_tokens, temperature=temperature, seed=seed, ignore_eos=True, **speed)
-
-
-def _policy(way: str) -> dict[str, int]:
-    kind, _, value = way.partition(":")
-    if way == "off" or kind == "fixed":
-        return {"draft_limit": int(value or 0)}
-    raise ValueError(f"policy must be off or fixed:n, got {way}")
+    return _core.RequestOptions(
+        max_tokens=n_tokens,
+        temperature=temperature,
+        seed=seed,
+        ignore_eos=True,
+        policy=None if way == PLAIN else way,
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -24,6 +25,7 @@ from dspark_cpp.chat import render_chat, without_second_bos
 __all__ = ["bench_command"]
 
 _DEMO = Path(__file__).parents[1] / "demo"
+_FILE_WIDTH = 140  # where the output is no terminal
 _POLICIES = "off,fixed:1..7,threshold:0.5,algorithm1,adaptive"
 NO_TEXT = "Synthetic acceptance: accept events are drawn from given rates. Times are real, the output is NO TEXT."
 
@@ -60,7 +62,7 @@ def bench_command(
 ) -> None:
     """Measure decoding: plain, every fixed draft length and every policy in turns, ratios within one run."""
     asked = {name: str(value) if isinstance(value, Path) else value for name, value in locals().items()}
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else _FILE_WIDTH)
     rates = parse_rates(synthetic_acceptance) if synthetic_acceptance else None
     options: dict[str, Any] = {
         "head": head,
@@ -71,8 +73,9 @@ def bench_command(
     }
     synthetic = None
     if rates is not None:
-        shape = {"spread": synthetic_spread, "noise": synthetic_noise, "bias": synthetic_bias}
-        synthetic = _core.SyntheticAcceptance(rates=list(rates.values()), **shape)
+        synthetic = _core.SyntheticAcceptance(
+            rates=list(rates.values()), spread=synthetic_spread, noise=synthetic_noise, bias=synthetic_bias
+        )
         console.print(NO_TEXT, style="bold yellow", soft_wrap=True)
     with _files(target, draft) as (target_file, draft_file):
         pair = Pair(target_file, draft_file, synthetic, **options)

@@ -75,7 +75,7 @@ def _pyplot() -> Iterator[Any]:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    style = {"font.size": 8.5, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True}
+    style: Any = {"font.size": 8.5, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True}
     style |= {"grid.color": "#e6e8eb", "grid.linewidth": 0.6, "axes.axisbelow": True, "svg.fonttype": "none"}
     with pyplot.rc_context(style):
         yield pyplot
@@ -105,7 +105,7 @@ def _draw(stem: Path, reports: Sequence[CellReport], panel: Panel, title: str, n
 
 
 def _style(way: str) -> dict[str, Any]:
-    """Fixed lengths are a family of greys that darken with the length; policies have colours of their own."""
+    """Give fixed lengths greys that darken with the length, and policies colours of their own."""
     if way.startswith("fixed:"):
         shade = 0.82 - 0.5 * min(int(way.partition(":")[2]), _FULL) / _FULL
         return {"color": str(round(shade, 2)), "linewidth": 1.0, "markersize": 3, "zorder": 2}
@@ -156,7 +156,7 @@ def _accepted(axis: Any, reports: Sequence[CellReport]) -> None:
 
 
 def _longest_fixed(reports: Sequence[CellReport]) -> str:
-    """The way that shows the most positions: the longest fixed length, else whatever verified most."""
+    """Return the way that shows the most positions: the longest fixed length, else whatever verified most."""
     return max(_ways(reports), key=lambda way: reports[0].ways[way].scheduled_length)
 
 

@@ -18,7 +18,8 @@ from dspark_cpp.bench.runner import Run
 
 __all__ = ["CellReport", "WayReport", "as_json", "cell_table", "report_cell", "summary", "summary_table"]
 
-_PARTS = ("draft_ms", "verify_ms", "inject_ms", "host_ms")
+_PARTS = ("draft", "verify", "inject", "host")
+_HEADINGS = ("tokens/s", "per user", "ratio", "spread", "accepted\nlength", "verified\nlength", "rounds\ndrafted")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +103,7 @@ def _report_way(way: str, own: dict[int, Run], plain: dict[int, Run]) -> WayRepo
         max(ratios),
         mean(run.accepted_length for run in runs),
         mean(run.scheduled_length for run in runs),
-        sum(run.counts["n_drafted"] > 0 for run in runs) and mean(_drafted_share(run) for run in runs),
+        mean(_drafted_share(run) for run in runs),
         _parts(runs),
         _sum_columns([run.scheduled_per_position for run in runs]),
         _sum_columns([run.accepted_per_position for run in runs]),
@@ -120,7 +121,6 @@ def _parts(runs: Sequence[Run]) -> dict[str, float]:
         return total / max(run.counts["n_steps"], 1)
 
     parts = {name: median(per_step(run.steps_ms[name], run) for run in runs) for name in _PARTS}
-    parts = {name.removesuffix("_ms"): value for name, value in parts.items()}
     return parts | {"loop": median(per_step(run.loop_ms, run) for run in runs)}
 
 
@@ -137,23 +137,15 @@ def cell_table(report: CellReport, title: str = "") -> Table:
     title = f"{title}{report.cell.label} (medians of {n_runs}; milliseconds per step)"
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE)
     table.add_column("way")
-    headings = (
-        "tokens/s",
-        "per\nuser",
-        "ratio",
-        "least\n.. most",
-        "accepted\nlength",
-        "sched-\nuled",
-        "rounds\ndrafted",
-    )
-    for heading in (*headings, "draft", "verify", "inject", "host", "loop"):
+    for heading in (*_HEADINGS, *_PARTS, "loop"):
         table.add_column(heading, justify="right")
     for way in report.ways.values():
-        cells = (f"{way.tokens_per_second:.1f}", f"{way.user_speed:.1f}", f"{way.ratio:.3f}")
-        cells += (f"{way.ratio_low:.2f} .. {way.ratio_high:.2f}", f"{way.accepted_length:.2f}")
-        cells += (f"{way.scheduled_length:.2f}", f"{way.drafted_share:.0%}")
+        speeds = (f"{way.tokens_per_second:.1f}", f"{way.user_speed:.1f}", f"{way.ratio:.3f}")
+        spread = f"{way.ratio_low:.2f}..{way.ratio_high:.2f}"
+        lengths = (f"{way.accepted_length:.2f}", f"{way.scheduled_length:.2f}", f"{way.drafted_share:.0%}")
         parts = (f"{value:.2f}" for value in way.parts_ms.values())
-        table.add_row(way.way, *cells, *parts, style="bold green" if way.way == report.best else None)
+        style = "bold green" if way.way == report.best else None
+        table.add_row(way.way, *speeds, spread, *lengths, *parts, style=style)
     return table
 
 

@@ -23,7 +23,7 @@ from dspark_cpp.llm import LLM
 __all__ = ["Pair", "Plan", "Run", "measure"]
 
 _N_WARM_UP = 12
-_TIMES = ("draft_ms", "verify_ms", "inject_ms", "host_ms")
+_PARTS = ("draft", "verify", "inject", "host")
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +249,8 @@ def _wave(
 
 
 def _difference(before: _core.EngineStats, after: _core.EngineStats) -> dict[str, float]:
-    return {name: getattr(after, name) - getattr(before, name) for name in ("n_steps", *_TIMES)}
+    names = ["n_steps", *(f"{part}_ms" for part in _PARTS)]
+    return {name.removesuffix("_ms"): getattr(after, name) - getattr(before, name) for name in names}
 
 
 def _as_run(
@@ -263,7 +264,7 @@ def _as_run(
     stats = [stream.stats for stream in streams if stream.stats is not None]
     names = ("n_prompt", "n_rounds", "n_drafted", "n_scheduled", "n_accepted", "n_committed")
     counts = {name: sum(getattr(one, name) for one in stats) for name in names} | {"n_steps": int(steps["n_steps"])}
-    steps_ms = {name: steps[name] for name in _TIMES}
+    steps_ms = {name: steps[name] for name in _PARTS}
     return Run(
         cell,
         way,
