@@ -147,6 +147,16 @@ def inspect(context: typer.Context) -> None:
     command(context.args, prog_name="dspark inspect")
 
 
+@app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def bench(context: typer.Context) -> None:
+    """Measure plain decoding, every draft length and every policy in turns."""
+    from dspark_cpp.bench.cli import bench_command
+
+    command = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    command.command()(bench_command)
+    command(context.args, prog_name="dspark bench")
+
+
 def _open_model(model: str, draft: str | None, engine: dict[str, Any]) -> LLM:
     from dspark_cpp.llm import LLM
 

@@ -49,9 +49,9 @@ class LLM:
 
     Parameters
     ----------
-    model : path
-        GGUF file of the target.
-    draft : path, optional
+    model : path or Model
+        GGUF file of the target, or a target that is loaded already: several engines may share one.
+    draft : path or Model, optional
         GGUF file of its drafter; None is plain decoding.
     **options
         The fields of `EngineConfig`: n_ctx, n_parallel, n_gpu_layers, n_threads, head, policy and more.
@@ -77,8 +77,8 @@ class LLM:
 
     def __init__(
         self,
-        model: str | os.PathLike[str],
-        draft: str | os.PathLike[str] | None = None,
+        model: str | os.PathLike[str] | _core.Model,
+        draft: str | os.PathLike[str] | _core.Model | None = None,
         **options: Unpack[EngineOptions],
     ) -> None:
         config = EngineConfig(**options)
@@ -128,6 +128,16 @@ class LLM:
     def drafter(self) -> _core.Model | None:
         """The drafter."""
         return self._drafter
+
+    @property
+    def loop(self) -> EngineLoop:
+        """The thread that owns the engine, for callers that want events rather than text."""
+        return self._loop
+
+    @property
+    def stats(self) -> _core.EngineStats:
+        """Totals of the engine since it was made."""
+        return self._engine.stats
 
     @property
     def n_ctx(self) -> int:
@@ -326,15 +336,19 @@ class LLM:
 
 
 def _load_models(
-    model: str | os.PathLike[str], draft: str | os.PathLike[str] | None, config: EngineConfig
+    model: str | os.PathLike[str] | _core.Model,
+    draft: str | os.PathLike[str] | _core.Model | None,
+    config: EngineConfig,
 ) -> tuple[_core.Model, _core.Model | None]:
     options: dict[str, Any] = {
         "n_gpu_layers": config.n_gpu_layers,
         "use_mmap": config.use_mmap,
         "check_tensors": config.check_tensors,
     }
-    target = _core.Model.load_target(os.fspath(model), **options)
-    return target, None if draft is None else _core.Model.load_drafter(os.fspath(draft), target, **options)
+    target = model if isinstance(model, _core.Model) else _core.Model.load_target(os.fspath(model), **options)
+    if draft is None or isinstance(draft, _core.Model):
+        return target, draft
+    return target, _core.Model.load_drafter(os.fspath(draft), target, **options)
 
 
 def _make_engine(
