@@ -15,6 +15,10 @@ CSRC = ROOT / "csrc"
 # From the top down; a module may import what stands to the right of it, and nothing else of the package.
 LAYOUT = [
     "cli",
+    "calibrate_cli",
+    "calibrate_run",
+    "calibration_report",
+    "calibration_fit",
     "demo_run",
     "bench",
     "llm",
@@ -22,6 +26,8 @@ LAYOUT = [
     "engine_loop",
     "chat",
     "config",
+    "calibration_files",
+    "calibration",
     "convert",
     "errors",
     "_core",
