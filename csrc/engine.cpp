@@ -263,7 +263,10 @@ void Engine::draft() {
     const auto begin = Clock::now();
     drafts_.resize(std::max(drafts_.size(), tasks_.size()));
     drafter_->draft(tasks_, std::span(drafts_).first(tasks_.size()));
-    step_.draft_ms = milliseconds_since(begin);
+    const DrafterTimes times = drafter_->take_times();
+    step_.inject_ms = times.inject_ms;
+    step_.head_ms = times.head_ms;
+    step_.draft_ms = milliseconds_since(begin) - times.inject_ms;
 }
 
 void Engine::schedule() {
@@ -290,6 +293,9 @@ void Engine::verify() {
     }
     if (rows_.empty()) {
         return;
+    }
+    if (std::any_of(lanes_.begin(), lanes_.end(), [&](const Lane& lane) { return keeps_context(*lane.request); })) {
+        drafter_->begin_recording();
     }
     const auto begin = Clock::now();
     target_->decode(rows_);
@@ -387,6 +393,8 @@ void Engine::record_step(double total_ms) {
     stats_.n_accepted += step_.n_accepted;
     stats_.n_committed += step_.n_committed;
     stats_.draft_ms += step_.draft_ms;
+    stats_.head_ms += step_.head_ms;
+    stats_.sample_ms += step_.sample_ms;
     stats_.verify_ms += step_.verify_ms;
     stats_.inject_ms += step_.inject_ms;
     stats_.host_ms += host_ms - step_.inject_ms;

@@ -18,6 +18,8 @@ struct Proposal {
 class Scheduler {
   public:
     virtual ~Scheduler() = default;
+    // False: no request will ever draft, so nothing has to be kept for it.
+    [[nodiscard]] virtual bool can_draft() const { return true; }
     // Before drafting: which requests are worth a draft at all; fills is_drafting with 0 or 1.
     virtual void select(std::span<const Proposal> proposals, std::span<int8_t> is_drafting) = 0;
     // After drafting: prefix_len[i] in 0 .. proposals[i].most for the requests that drafted.
@@ -29,6 +31,7 @@ class Scheduler {
 class FixedScheduler final : public Scheduler {
   public:
     explicit FixedScheduler(int32_t length);
+    [[nodiscard]] bool can_draft() const override { return length_ > 0; }
     void select(std::span<const Proposal> proposals, std::span<int8_t> is_drafting) override;
     void schedule(std::span<const Proposal> proposals, std::span<int32_t> prefix_len) override;
 
