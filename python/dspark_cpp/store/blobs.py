@@ -21,7 +21,9 @@ from dspark_cpp.errors import BlobError
 from dspark_cpp.store.files import is_locked, locked, sync_folder
 from dspark_cpp.store.names import checked_digest
 
-__all__ = ["BlobStore", "BlobWriter", "hash_file"]
+__all__ = ["BlobStore", "BlobWriter"]
+
+_PARTIAL_AGE_S = 7 * 24 * 3600.0
 
 
 class BlobWriter:
@@ -54,8 +56,10 @@ class BlobStore:
     """
 
     def __init__(self, root: Path) -> None:
+        self.root = root
         self._folder = root / "blobs"
         self._incoming = root / "incoming"
+        self._partial = root / "partial"
         self._lock = root / "locks" / "incoming"
 
     def path(self, digest: str) -> Path:
@@ -102,20 +106,31 @@ class BlobStore:
             file.flush()
             self._keep(file, Path(file.name), digest)
 
-    def adopt(self, path: Path, digest: str | None = None) -> str:
-        """Move a complete file of the same file system into the store and return its digest.
+    @contextlib.contextmanager
+    def partial(self, digest: str) -> Iterator[BinaryIO]:
+        """Open the beginning of a blob that is being fetched, for this caller alone; it survives a crash.
 
         Raises
         ------
-        BlobError
-            If its digest is not the expected one; the file stays where it is.
+        BlockingIOError
+            If somebody else is fetching it.
         """
-        found = hash_file(path)
-        if digest is not None and found != checked_digest(digest):
-            raise BlobError(f"digest of {path.name} must be {digest}, got {found}: the file is damaged")
-        with path.open("rb") as file:
-            self._keep(file, path, found)
-        return found
+        path = self._partial / self.path(digest).name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                is_this = path.stat().st_ino == os.fstat(file.fileno()).st_ino
+            except FileNotFoundError:
+                is_this = False
+            if not is_this:
+                raise BlockingIOError  # it became a blob or was collected between the two calls
+            yield file
+
+    def keep_partial(self, file: BinaryIO, digest: str) -> None:
+        """Make a blob of a complete file that `partial` opened and the caller has checked."""
+        file.flush()
+        self._keep(file, self._partial / self.path(digest).name, digest)
 
     def remove(self, digest: str) -> None:
         """Delete a blob; one that is not here is no error. Who has it open keeps it until it is closed."""
@@ -123,6 +138,8 @@ class BlobStore:
 
     def collect(self, kept: Collection[str], min_age_s: float) -> int:
         """Delete blobs that are not in `kept` and were not touched for `min_age_s`, and what crashed writers left.
+
+        Downloads that were interrupted stay for a week: the next pull goes on from there.
 
         Returns
         -------
@@ -133,6 +150,7 @@ class BlobStore:
         names = {digest.replace(":", "-") for digest in kept}
         orphans = [path for path in _files(self._folder) if path.name not in names]
         n_bytes = sum(_unlink(path) for path in orphans if path.stat().st_mtime < stale)
+        n_bytes += sum(map(self._collect_partial, _files(self._partial)))
         with locked(self._lock):
             return n_bytes + sum(_unlink(path) for path in _files(self._incoming) if not is_locked(path))
 
@@ -147,17 +165,18 @@ class BlobStore:
                 fcntl.flock(file, fcntl.LOCK_EX)
             yield file
 
+    def _collect_partial(self, path: Path) -> int:
+        """Delete an old download whose lock is free; who opens it meanwhile finds that it is gone and tries again."""
+        with path.open("rb") as file, contextlib.suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return _unlink(path) if path.stat().st_mtime < time.time() - _PARTIAL_AGE_S else 0
+        return 0
+
     def _keep(self, file: BinaryIO, path: Path, digest: str) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         os.fsync(file.fileno())
         path.replace(self.path(digest))
         sync_folder(self._folder)
-
-
-def hash_file(path: Path) -> str:
-    """Return the digest of a whole file."""
-    with path.open("rb") as file:
-        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
 
 def _files(folder: Path) -> list[Path]:

@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
-__all__ = ["collect_links", "in_order", "linked_path", "parts_beside"]
+__all__ = ["collect_links", "group_parts", "in_order", "linked_path", "parts_beside"]
 
 _PART = re.compile(r".*-(\d{5})-of-(\d{5})\.gguf", re.IGNORECASE)
 
@@ -37,6 +37,16 @@ def in_order(names: Iterable[str]) -> list[str]:
             f"files must be one GGUF file or all parts of one split model, got {', '.join(names) or 'none'}"
         )
     return names
+
+
+def group_parts(names: Iterable[str]) -> list[list[str]]:
+    """Return files that belong together: each model's parts in order, models by name."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for name in sorted(names):
+        match = _PART.fullmatch(name)
+        key = (name, "") if match is None else (name[: match.start(1)], match[2])
+        groups.setdefault(key, []).append(name)
+    return list(groups.values())
 
 
 def parts_beside(path: Path) -> list[Path]:

@@ -10,20 +10,22 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from dspark_cpp.errors import BlobError, ModelLoadError, ModelNotFoundError, StoreError
+from dspark_cpp.errors import BlobError, ModelLoadError, ModelMismatchError, ModelNotFoundError, StoreError
 from dspark_cpp.store import model_files
 from dspark_cpp.store.blobs import BlobStore
 from dspark_cpp.store.files import locked, sync_folder, write_atomically
+from dspark_cpp.store.hub import HubFile, HubSource, choose_drafter, choose_target, find_drafter, list_files
 from dspark_cpp.store.manifest import Manifest, ModelFile
 from dspark_cpp.store.names import ModelName, checked_digest
 from dspark_cpp.store.parameters import checked_parameters
 from dspark_cpp.store.parts import collect_links, in_order, linked_path, parts_beside
+from dspark_cpp.store.pull import Record, pull_file
 
 __all__ = ["Store", "default_root"]
 
@@ -155,6 +157,70 @@ class Store:
         )
         self._check_new(manifest, is_pair_new=from_ is None or found_draft is not None)
         return self._write(parsed, manifest)
+
+    def pull(self, name: str, *, draft: str | None = None) -> Generator[Record]:
+        """Fetch a model from the hub and give it this name.
+
+        Parameters
+        ----------
+        name
+            `[hf.co/]owner/repo[:tag]`; the tag is a quantization or a file name, without one Q4_K_M is taken if there.
+        draft
+            Its drafter, `owner/repo[:file]`; None takes one that lies beside the target and fits, if there is one.
+
+        Yields
+        ------
+        dict
+            Ollama's progress records: `status`, and while bytes come `digest`, `total` and `completed`. The last
+            status is `success`. Closing the iterator stops the pull; the next one goes on from there.
+
+        Raises
+        ------
+        PullError
+            If the hub cannot be reached, does not have it, or sends something else.
+        ModelLoadError, ModelMismatchError
+            If what it has is no model, or the drafter was made for another target.
+        ValueError
+            If a name is no repository of the hub.
+        """
+        source = HubSource.parse(name)
+        draft_source = None if draft is None else HubSource.parse(draft)
+        yield {"status": "pulling manifest"}
+        files = list_files(source.repo)
+        target = choose_target(files, source.selector)
+        drafter = find_drafter(files) if draft_source is None else _listed_drafter(draft_source)
+        for file in target if drafter is None else [*target, drafter]:
+            yield from pull_file(self.blobs, file)
+        yield {"status": "writing manifest"}
+        yield from self._create_pulled(name, target, drafter, is_draft_sure=draft is not None)
+        yield {"status": "success"}
+
+    def pull_drafter(self, source: str) -> Generator[Record, None, dict[str, str]]:
+        """Fetch a drafter alone; the generator's value is what `create` takes as `draft_files`.
+
+        Raises
+        ------
+        PullError, ValueError
+            As `pull`.
+        """
+        yield {"status": "pulling manifest"}
+        file = _listed_drafter(HubSource.parse(source))
+        yield from pull_file(self.blobs, file)
+        return {file.name: file.digest}
+
+    def _create_pulled(
+        self, name: str, target: Sequence[HubFile], drafter: HubFile | None, is_draft_sure: bool
+    ) -> Iterator[Record]:
+        files = {file.name: file.digest for file in target}
+        origins = {file.digest: file.origin for file in (*target, *([drafter] if drafter else []))}
+        draft_files = None if drafter is None else {drafter.name: drafter.digest}
+        try:
+            self.create(name, files=files, draft_files=draft_files, origins=origins)
+        except (ModelLoadError, ModelMismatchError) as error:
+            if drafter is None or is_draft_sure:
+                raise
+            yield {"status": f"leaving out {drafter.name}: {error}"}
+            self.create(name, files=files, origins=origins)
 
     def copy(self, source: str, destination: str) -> Manifest:
         """Give a model a second name, replacing the one that had it.
@@ -336,6 +402,10 @@ class Store:
         while folder != self._manifests and not any(folder.iterdir()):
             folder.rmdir()
             folder = folder.parent
+
+
+def _listed_drafter(source: HubSource) -> HubFile:
+    return choose_drafter(list_files(source.repo), source.selector)
 
 
 def _checked_text(name: str, text: str) -> str:
