@@ -119,13 +119,6 @@ def test_pull_then_run_by_name(
     assert steps[0] == "pulling manifest"
     assert steps[-1] == "success"
     assert [step.split()[0] for step in steps[1:-2]] == ["pulling", "verifying", "pulling", "verifying"]
-        "pulling",
-        "verifying",
-        "pulling",
-        "pulling",
-        "verifying",
-        "pulling",
-    ]
     asked = ("What is a whale?", "--n-threads", "1", "-t", "0", "-n", "8")
     by_name = dspark("run", "me/tiny:q8_0", *asked, "--stats")
     by_file = dspark("run", demo_target, *asked)
