@@ -15,6 +15,11 @@ CSRC = ROOT / "csrc"
 # From the top down; a module may import what stands to the right of it, and nothing else of the package.
 LAYOUT = [
     "cli",
+    "store_cli",
+    "store_run",
+    "store_show",
+    "store_progress",
+    "server_client",
     "calibrate_cli",
     "calibrate_run",
     "calibration_report",
@@ -28,6 +33,7 @@ LAYOUT = [
     "config",
     "calibration_files",
     "calibration",
+    "store",
     "convert",
     "errors",
     "_core",
