@@ -16,8 +16,8 @@ CSRC = ROOT / "csrc"
 LAYOUT = [
     "cli",
     "calibrate_cli",
-    "calibrate_run",
     "calibration_report",
+    "calibrate_run",
     "calibration_fit",
     "demo_run",
     "llm",

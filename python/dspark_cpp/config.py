@@ -257,7 +257,7 @@ class CalibrateConfig:
 
     rules: tuple[str, ...] = ("exact", "rejection", "block")
     temperatures: tuple[float, ...] = (0.0, 0.7, 1.0)
-    n_tokens: int = 20_000
+    n_tokens: int = 8_000
     max_tokens: int = 192
     seed: int = 0
 
