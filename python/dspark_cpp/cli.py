@@ -166,6 +166,16 @@ def bench(context: typer.Context) -> None:
     command(context.args, prog_name="dspark bench")
 
 
+@app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def calibrate(context: typer.Context) -> None:
+    """Fit a drafter's confidence to a target, and measure it on held-out prompts."""
+    from dspark_cpp.calibrate_cli import calibrate_command
+
+    command = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    command.command()(calibrate_command)
+    command(context.args, prog_name="dspark calibrate")
+
+
 def _open_model(model: str, draft: str | None, engine: dict[str, Any]) -> LLM:
     from dspark_cpp.llm import LLM
 
