@@ -18,7 +18,13 @@ class Measurement {
     Measurement(Target& target, Drafter* drafter, const MeasureOptions& options)
         : target_(target), drafter_(drafter), options_(options) {}
 
+    // A context too small to hold a prompt and a block has nothing to schedule either.
     CostCurves run() {
+        const int32_t n_cells = options_.n_cells * options_.n_sequences;
+        options_.n_rows = std::min({options_.n_rows, options_.n_batch, n_cells - options_.n_sequences * kPromptRows});
+        if (options_.n_rows < 2 || options_.n_cells <= 2 * kPromptRows) {
+            return {};
+        }
         fill_sequences(1);
         (void)time_rows(1, true); // buffers and caches warm
         const double budget = options_.budget_ms;

@@ -70,7 +70,7 @@ def run(
     seed: Annotated[int | None, typer.Option(help="Same seed, same text.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be repeated.")] = None,
     verification: Annotated[str, typer.Option(help="auto, exact, rejection, block.")] = _SAMPLING.verification,
-    policy: Annotated[str, typer.Option(help="auto, off, full, or drafted tokens a round.")] = str(_ENGINE.policy),
+    policy: Annotated[str, typer.Option(help="adaptive, off, full, fixed:n, threshold:p, ...")] = str(_ENGINE.policy),
     head: Annotated[str, typer.Option(help="candidates, full, graph.")] = _ENGINE.head,
     n_ctx: Annotated[int, typer.Option(help="Tokens of prompt and answer; 0: the model's.")] = _ENGINE.n_ctx,
     n_threads: Annotated[int, typer.Option(help="0: the engine's choice.")] = _ENGINE.n_threads,

@@ -6,7 +6,6 @@ knows no engine, no text, no thread.
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,9 +13,9 @@ from numbers import Integral, Real
 from typing import Literal, TypedDict, get_args
 
 __all__ = [
+    "CostSource",
     "DemoConfig",
     "DraftChoice",
-    "CostSource",
     "EngineConfig",
     "EngineOptions",
     "Head",
@@ -67,7 +66,7 @@ class SamplingParams:
     logit_bias : mapping of int to float, optional
         Token id to what is added to its logit.
     seed : int, optional
-        In [0, 2**64). Same seed, same text, whatever else runs beside it. None draws a fresh one for each request.
+        In [0, 2**64). Same seed, same text (see `verification`). None draws a fresh one for each request.
     stop : str or sequence of str
         The text ends before the first of these that appears in it.
     ignore_eos : bool
@@ -75,8 +74,9 @@ class SamplingParams:
     logprobs : int, optional
         None: none. 0: the log-probability of every token chosen. n: those of the n likeliest tokens too.
     verification : {"auto", "exact", "rejection", "block"}
-        How drafted tokens are checked; each leaves the distribution of the text as it is. "auto" is "exact" at
-        temperature 0 and "block" otherwise.
+        How drafted tokens are checked; each leaves the distribution of the text as it is. "auto" is "block", which
+        accepts most, but "exact" at temperature 0 and for a request with a seed: under the other two the text, not its
+        distribution, depends on how much was drafted, and so on the machine's speed.
     policy : str or int, optional
         How many drafted tokens a round are verified for this request; see `EngineConfig`. None is the engine's policy.
     draft : {"auto", "off"} or int
@@ -141,6 +141,13 @@ class SamplingParams:
         return tuple(self.stop)
 
     @property
+    def rule(self) -> Verification:
+        """`verification` with "auto" resolved."""
+        if self.verification != "auto":
+            return self.verification
+        return "exact" if self.temperature == 0 or self.seed is not None else "block"
+
+    @property
     def draft_limit(self) -> int:
         """`draft` as the engine takes it: -1 for its own policy, else the most drafted tokens a round."""
         return {"auto": -1, "off": 0}[self.draft] if isinstance(self.draft, str) else self.draft
@@ -171,14 +178,14 @@ class EngineConfig:
         Candidates per slot.
     policy : str or int
         How many drafted tokens a round are verified. "adaptive": what pays, from measured costs and calibrated
-        confidence, for every request and step, and no draft at all where none pays. "off". "fixed:n" or n; "full" is the
-        whole block. "threshold:p": up to the first token whose raw confidence is below p. "algorithm1": the paper's.
-        Each leaves the distribution of the text as it is.
+        confidence, for every request and step, and no draft at all where none pays. "off". "fixed:n" or n; "full" is
+        the whole block. "threshold:p": up to the first token whose raw confidence is below p. "algorithm1": the
+        paper's. Each leaves the distribution of the text as it is.
     objective : {"throughput", "latency"}
         What "adaptive" maximises: tokens per second of the whole engine, or each request's own speed.
     costs : {"auto", "measure", "none"}
-        Where "adaptive" and "algorithm1" learn what a pass costs on this machine: from the cache of measured costs, or at
-        load in at most 3 seconds; always at load; only while running.
+        Where "adaptive" and "algorithm1" learn what a pass costs on this machine: from the cache of measured costs, or
+        at load in at most 3 seconds; always at load; only while running.
     draft_window : int
         Newest tokens the drafter can see. Drafters are trained at 4096, and fall apart far beyond it.
     max_queue : int
@@ -358,7 +365,7 @@ def _count_or_choice(name: str, value: object, choices: Sequence[str]) -> str | 
 
 
 def _policy(value: object) -> str:
-    """The policy as the engine takes it: a number is a fixed length, "auto" the default."""
+    """Return the policy as the engine takes it: a number is a fixed length, "auto" the default."""
     if not isinstance(value, str):
         length = _integer("policy", value, 0, _INT_MAX)
         return f"fixed:{length}" if length else "off"
@@ -371,8 +378,11 @@ def _policy(value: object) -> str:
     if name == "fixed" and argument.isascii() and argument.isdecimal():
         return _policy(int(argument))
     if name == "threshold":
-        with contextlib.suppress(ValueError):
-            return f"threshold:{_number('policy threshold', float(argument), 0.0, 1.0):.17g}"
+        try:
+            threshold = float(argument)
+        except ValueError:
+            raise ValueError(f"policy must {rule}, got {value!r}") from None
+        return f"threshold:{_number('policy threshold', threshold, 0.0, 1.0)!r}"
     raise ValueError(f"policy must {rule}, got {value!r}")
 
 

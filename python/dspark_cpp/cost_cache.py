@@ -71,7 +71,7 @@ class CostCache:
                 return None
             curves: _core.CostCurves = stored["costs"]
             for name in ("verify", "prefill", "draft"):
-                curves[name] = [(int(size), float(ms)) for size, ms in curves[name]]  # type: ignore[literal-required]
+                curves[name] = [(int(size), float(ms)) for size, ms in curves[name]]
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -111,5 +111,5 @@ def prepare_costs(
 
 
 def _identity(model: _core.Model) -> list[str | int]:
-    """What a model costs depends on its shape and types, not on its name or place."""
+    """Return what a model's costs depend on: its shape and types, not its name or place."""
     return [model.architecture, model.description, model.size_bytes, model.n_params, model.n_layer, model.n_vocab]

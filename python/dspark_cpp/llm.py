@@ -391,7 +391,7 @@ def _request_options(params: SamplingParams, seed: int) -> _core.RequestOptions:
         seed=seed,
         ignore_eos=params.ignore_eos,
         n_logprobs=-1 if params.logprobs is None else params.logprobs,
-        verification=params.verification,
+        verification=params.rule,
         policy=None if params.policy is None else str(params.policy),
         draft_limit=params.draft_limit,
     )
