@@ -157,6 +157,16 @@ def bench(context: typer.Context) -> None:
     command(context.args, prog_name="dspark bench")
 
 
+@app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def profile(context: typer.Context) -> None:
+    """Show what a pass costs on this machine, where the cost jumps, and which draft length pays."""
+    from dspark_cpp.bench.profile_cli import profile_command
+
+    command = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    command.command()(profile_command)
+    command(context.args, prog_name="dspark profile")
+
+
 def _open_model(model: str, draft: str | None, engine: dict[str, Any]) -> LLM:
     from dspark_cpp.llm import LLM
 

@@ -140,6 +140,11 @@ class LLM:
         return self._engine.stats
 
     @property
+    def costs(self) -> _core.CostCurves:
+        """What passes cost on this machine, with what was learned since; waits for a running step."""
+        return self._engine.costs
+
+    @property
     def n_ctx(self) -> int:
         """Most tokens of one request, prompt and output together."""
         return self._n_ctx

@@ -12,7 +12,7 @@ from typing import Any
 from dspark_cpp.bench.cases import PLAIN
 from dspark_cpp.bench.report import CellReport, WayReport
 
-__all__ = ["draw_all", "save_figure"]
+__all__ = ["conditional_acceptance", "draw_all", "new_figure", "save_figure"]
 
 _FULL = 7
 _PANEL_INCHES = (3.4, 2.9)
@@ -66,6 +66,20 @@ def save_figure(figure: Any, stem: Path, note: str = "") -> list[Path]:
     for path in paths:
         figure.savefig(path, dpi=150)
     return paths
+
+
+@contextmanager
+def new_figure(inches: tuple[float, float], n_panels: int) -> Iterator[tuple[Any, Any]]:
+    """Open a figure with panels side by side; yields it and its axes.
+
+    Raises
+    ------
+    ImportError
+        Without matplotlib.
+    """
+    with _pyplot() as pyplot:
+        figure, axes = pyplot.subplots(1, n_panels, figsize=inches, squeeze=False, layout="constrained")
+        yield figure, axes[0]
 
 
 @contextmanager
