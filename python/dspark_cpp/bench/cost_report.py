@@ -5,14 +5,18 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE
 from rich.table import Table
 
-from dspark_cpp._core import CostCurves
 from dspark_cpp.bench.plots import new_figure, save_figure
+
+if TYPE_CHECKING:
+    from dspark_cpp._core import CostCurves
 
 __all__ = ["BestLength", "best_lengths", "cliff_sizes", "cost_table", "draw_costs", "length_table"]
 
@@ -40,7 +44,7 @@ class BestLength:
 
 def cliff_sizes(points: Points) -> list[int]:
     """Return the sizes that cost far more than the size before them."""
-    steps = [(b, (y - x) / (b - a)) for (a, x), (b, y) in zip(points, points[1:], strict=False)]
+    steps = [(b, (y - x) / (b - a)) for (a, x), (b, y) in pairwise(points)]
     if not steps:
         return []
     least = max(_CLIFF_FACTOR * median(step for _, step in steps), _CLIFF_SHARE * points[0][1])
