@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from dspark_cpp.bench.cases import MIXED, PLAIN, Cell, Workload, read_questions, request_options, ways_of
@@ -12,9 +13,10 @@ from dspark_cpp.bench.cost_report import best_lengths, cliff_sizes, cost_at
 from dspark_cpp.bench.plots import conditional_acceptance, draw_all
 from dspark_cpp.bench.published import PUBLISHED, conditional_rate, parse_rates
 from dspark_cpp.bench.report import as_json, cell_table, report_cell, summary
-from dspark_cpp.bench.runner import Pair, Plan, Run, _by_engine, measure
+from dspark_cpp.bench.runner import Pair, Plan, Run, Stream, _by_engine, measure
 from dspark_cpp.bench.step_split import step_split
 from dspark_cpp.cli import app
+from dspark_cpp.errors import DSparkError
 from typer.testing import CliRunner
 
 CELL = Cell("code", 0.0, 2)
@@ -141,7 +143,7 @@ def test_best_length_stops_before_a_cliff_and_is_off_without_gain() -> None:
 def runs(demo_target: Path, demo_drafter: Path) -> list[Run]:
     pair = Pair(str(demo_target), str(demo_drafter), n_threads=1)
     workload = Workload.build({"a": ["1 + 1", "2"], "b": ["def"]}, pair.target.tokenize)
-    plan = Plan(n_tokens=6, n_prompts=3, n_repeats=2, budget_s=1e9)
+    plan = Plan(n_tokens=6, n_prompts=3, n_repeats=2, budget_s=1e9, ignores_end=True)
     [found] = measure(pair, workload, [Cell(MIXED, 0.0, 2)], [PLAIN, "off", "fixed:2", "adaptive"], plan)
     return found
 
@@ -188,6 +190,15 @@ def test_command_measures_a_useless_drafter_with_synthetic_acceptance(demo_targe
     # 8 tokens after the first: one round where every draft stands, 8 where none does.
     assert lengths["rates-1", "fixed:7"] == 1
     assert lengths["rates-2", "fixed:7"] == lengths["rates-2", "plain"] == 8
+
+
+def test_answers_without_text_have_no_speed() -> None:
+    empty, one = Stream(1.0), Stream(1.0)
+    one.feed(SimpleNamespace(tokens=[5], finish_reason=None, stats=None), 2.0)
+    one.feed(SimpleNamespace(tokens=[6, 7], finish_reason="length", stats=None), 3.0)
+    assert (empty.speed, one.speed) == (0.0, 2.0)
+    with pytest.raises(DSparkError, match="cannot measure: broken"):
+        empty.feed(SimpleNamespace(finish_reason="error", error="broken"), 4.0)
 
 
 def test_command_names_bad_options() -> None:

@@ -126,7 +126,8 @@ def draw_costs(costs: CostCurves, lengths: Sequence[BestLength], folder: Path) -
         for i, size in enumerate(cliff_sizes(costs["verify"])):
             label = "cliff" if i == 0 else None
             left.axvline(size, color="#d1495b", linewidth=1.0, linestyle="--", label=label, zorder=1)
-            left.annotate(str(size), (size, 0), xytext=(2, 3), textcoords="offset points", color="#d1495b", fontsize=7)
+            offset = {"xytext": (2, 3 + 8 * (i % 2)), "textcoords": "offset points"}
+            left.annotate(str(size), (size, 0), color="#d1495b", fontsize=7, **offset)
         left.set_xlabel("rows or blocks in one pass")
         left.set_ylabel("milliseconds")
         left.set_ylim(bottom=0)
@@ -139,17 +140,11 @@ def draw_costs(costs: CostCurves, lengths: Sequence[BestLength], folder: Path) -
                 [one.rate for one in own], [one.ratio for one in own], marker="o", markersize=3.5, label=label
             )
             for one in own:
-                right.annotate(
-                    str(one.length or "off"),
-                    (one.rate, one.ratio),
-                    xytext=(0, 4),
-                    textcoords="offset points",
-                    fontsize=7,
-                    ha="center",
-                    color=line[0].get_color(),
-                )
+                if one.length:
+                    at, offset = (one.rate, one.ratio), {"xytext": (0, 4), "textcoords": "offset points"}
+                    right.annotate(str(one.length), at, fontsize=7, ha="center", color=line[0].get_color(), **offset)
         right.set_xlabel("acceptance of each draft")
         right.set_ylabel("throughput over plain decoding")
-        right.set_title("Best fixed draft length (numbers)", fontsize=9)
+        right.set_title("Best fixed draft length (numbers; none: decode plainly)", fontsize=9)
         right.legend(frameon=False)
         return save_figure(figure, folder / "costs")
