@@ -236,6 +236,10 @@ int32_t Engine::most_drafts(const Request& request) const {
     return std::max(most, 0);
 }
 
+const Policy& Engine::policy_of(const Request& request) const {
+    return request.options.policy ? *request.options.policy : scheduler_->options().policy;
+}
+
 void Engine::propose() {
     proposals_.clear();
     for (Lane& lane : lanes_) {
@@ -245,7 +249,7 @@ void Engine::propose() {
         const RequestOptions& options = lane.request->options;
         Proposal proposal;
         proposal.key = {lane.request->id, options.rule(), options.sampling.is_greedy() ? 0.0 : options.sampling.temperature};
-        proposal.policy = options.policy.value_or(scheduler_->options().policy);
+        proposal.policy = policy_of(*lane.request);
         proposal.most = lane.most;
         proposal.is_free = options.rule() == Verification::exact;
         lane.proposal = proposals_.size();
@@ -294,7 +298,10 @@ void Engine::draft() {
     if (synthetic_) {
         set_synthetic_confidences();
     }
-    step_.draft_ms = milliseconds_since(begin);
+    const DrafterTimes times = drafter_->take_times();
+    step_.inject_ms = times.inject_ms;
+    step_.head_ms = times.head_ms;
+    step_.draft_ms = milliseconds_since(begin) - times.inject_ms;
 }
 
 void Engine::schedule() {
@@ -324,6 +331,9 @@ void Engine::verify() {
     }
     if (rows_.empty()) {
         return;
+    }
+    if (std::any_of(lanes_.begin(), lanes_.end(), [&](const Lane& lane) { return keeps_context(*lane.request); })) {
+        drafter_->begin_recording();
     }
     const auto begin = Clock::now();
     target_->decode(rows_);
@@ -424,6 +434,8 @@ void Engine::record_step(double total_ms) {
     stats_.n_parked += step_.n_parked;
     stats_.n_probes += step_.n_probes;
     stats_.draft_ms += step_.draft_ms;
+    stats_.head_ms += step_.head_ms;
+    stats_.sample_ms += step_.sample_ms;
     stats_.verify_ms += step_.verify_ms;
     stats_.inject_ms += step_.inject_ms;
     stats_.host_ms += host_ms - step_.inject_ms;

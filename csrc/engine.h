@@ -51,16 +51,18 @@ struct EngineStats { // totals since construction
     int64_t n_committed = 0;
     int64_t n_parked = 0; // decode rounds that the scheduler left plain
     int64_t n_probes = 0;
-    double draft_ms = 0;
-    double verify_ms = 0;
-    double inject_ms = 0;
-    double host_ms = 0;
+    double draft_ms = 0;  // drafting without injection, the head included
+    double head_ms = 0;   // of draft_ms: the sequential head
+    double verify_ms = 0; // the target's passes
+    double inject_ms = 0; // keeping context rows, and the passes that inject them
+    double sample_ms = 0; // of host_ms: verification, sampling, log-probabilities
+    double host_ms = 0;   // a step less draft, verify and inject
 };
 
 struct CachePosition {
     uint64_t request_id;
     int32_t target; // last position in the target's cache
-    int32_t draft;  // last position in the drafter's cache, -1 without one
+    int32_t draft;  // last position that the drafter holds, -1: none (no drafter, or nothing kept for this request)
 };
 
 class Engine {
@@ -136,6 +138,8 @@ class Engine {
     void push_drafted(const Lane& lane, int32_t n);
     void append(Lane& lane, const VerifyResult& result);
     void trace_round(const Lane& lane, const VerifyResult& result);
+    [[nodiscard]] const Policy& policy_of(const Request& request) const;
+    [[nodiscard]] bool keeps_context(const Request& request) const;
     void keep_context(const Lane& lane, int32_t n_rows);
     void inject();
     void finish(Request& request, FinishReason reason, const std::string& error = {});

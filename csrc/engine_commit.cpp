@@ -7,6 +7,7 @@
 namespace dspark {
 
 void Engine::commit() {
+    const auto begin = Clock::now();
     context_rows_.clear();
     for (Lane& lane : lanes_) {
         if (lane.n_rows == 0) {
@@ -18,6 +19,7 @@ void Engine::commit() {
             finish(*lane.request, FinishReason::error, error.what()); // its logits or options: nobody else's fault
         }
     }
+    step_.sample_ms = milliseconds_since(begin);
     inject();
 }
 
@@ -198,8 +200,13 @@ void Engine::append(Lane& lane, const VerifyResult& result) {
 
 // ---- after verification ----
 
+// A request that never drafts leaves no features: whoever goes on with its sequence sees that in last_position().
+bool Engine::keeps_context(const Request& request) const {
+    return drafter_ && request.options.draft_limit != 0 && policy_of(request).kind != Policy::Kind::off;
+}
+
 void Engine::keep_context(const Lane& lane, int32_t n_rows) {
-    if (!drafter_) {
+    if (!keeps_context(*lane.request)) {
         return;
     }
     for (int32_t i = 0; i < n_rows; ++i) {
@@ -220,7 +227,7 @@ void Engine::inject() {
     }
     const auto begin = Clock::now();
     drafter_->inject(context_rows_);
-    step_.inject_ms = milliseconds_since(begin);
+    step_.inject_ms += milliseconds_since(begin);
 }
 
 } // namespace dspark

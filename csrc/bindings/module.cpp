@@ -48,6 +48,7 @@ PYBIND11_MODULE(_core, module) {
     register_synthetic(module); // before the engine: an argument of its constructor
     register_engine(module);
     register_testing(module);
+    register_context_probe(module);
     register_graph_head(module);
     register_math(module);
 }

@@ -166,7 +166,8 @@ void register_options(py::module_& module) {
              py::arg("frequency_penalty") = 0.0F, py::arg("logit_bias") = std::map<int32_t, float>{},
              py::arg("seed") = 0, py::arg("ignore_eos") = false, py::arg("n_logprobs") = -1,
              py::arg("verification") = "auto", py::arg("policy") = py::none(), py::arg("draft_limit") = -1,
-             py::arg("trace") = false);
+             py::arg("trace") = false)
+        .def_readonly("draft_limit", &RequestOptions::draft_limit);
 }
 
 void register_results(py::module_& module) {
@@ -227,7 +228,9 @@ void register_results(py::module_& module) {
         .def_readonly("n_probes", &EngineStats::n_probes)
         .def_readonly("draft_ms", &EngineStats::draft_ms)
         .def_readonly("verify_ms", &EngineStats::verify_ms)
+        .def_readonly("head_ms", &EngineStats::head_ms)
         .def_readonly("inject_ms", &EngineStats::inject_ms)
+        .def_readonly("sample_ms", &EngineStats::sample_ms)
         .def_readonly("host_ms", &EngineStats::host_ms);
 }
 

@@ -13,6 +13,7 @@ from numbers import Integral, Real
 from typing import Literal, TypedDict, get_args
 
 __all__ = [
+    "CalibrateConfig",
     "CostSource",
     "DemoConfig",
     "DraftChoice",
@@ -256,6 +257,45 @@ class DemoConfig:
     def __post_init__(self) -> None:
         _store(self, "n_repeats", _integer("n_repeats", self.n_repeats, 1, _INT_MAX))
         _store(self, "max_tokens", _integer("max_tokens", self.max_tokens, 2, _INT_MAX))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrateConfig:
+    """What a calibration measures, and for how long.
+
+    Parameters
+    ----------
+    rules : tuple of {"exact", "rejection", "block"}
+        Verification rules to calibrate at temperatures above 0. At 0 all accept the same tokens: "exact" stands for
+        them.
+    temperatures : tuple of float
+        Sampling temperatures.
+    n_tokens : int
+        Tokens to generate for each rule and temperature, half of them for the fit; fewer where the prompts run out
+        (at temperature 0 every prompt is answered once).
+    max_tokens : int
+        Most tokens per answer.
+    seed : int
+        Of the split of the prompts, and of the answers.
+    """
+
+    rules: tuple[str, ...] = ("exact", "rejection", "block")
+    temperatures: tuple[float, ...] = (0.0, 0.7, 1.0)
+    n_tokens: int = 20_000
+    max_tokens: int = 192
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for rule in self.rules:
+            _check_choice("rules", rule, ("exact", "rejection", "block"))
+        temperatures = tuple(_number("temperatures", one, 0.0, _FLOAT_MAX) for one in self.temperatures)
+        for name, values in (("rules", self.rules), ("temperatures", temperatures)):
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"{name} must hold different values, at least one, got {list(values)}")
+        _store(self, "temperatures", temperatures)
+        _store(self, "n_tokens", _integer("n_tokens", self.n_tokens, 1, _INT_MAX))
+        _store(self, "max_tokens", _integer("max_tokens", self.max_tokens, 2, _INT_MAX))
+        _store(self, "seed", _integer("seed", self.seed, 0, _INT_MAX))
 
 
 def params_per_prompt(params: object, n_prompts: int) -> list[SamplingParams]:
