@@ -52,7 +52,7 @@ def calibrate_command(
     block_size = drafter.drafter_info.block_size
     prompts = read_prompts(target_model, data)
     engine = _core.Engine(
-        target_model, drafter, n_ctx=n_ctx, n_parallel=_N_PARALLEL, n_threads=n_threads, draft_length=block_size
+        target_model, drafter, n_ctx=n_ctx, n_parallel=_N_PARALLEL, n_threads=n_threads, policy="full"
     )
     try:
         cases = _run(engine, block_size, prompts, config)

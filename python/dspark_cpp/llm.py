@@ -141,6 +141,11 @@ class LLM:
         return self._engine.stats
 
     @property
+    def costs(self) -> _core.CostCurves:
+        """What passes cost on this machine, with what was learned since; waits for a running step."""
+        return self._engine.costs
+
+    @property
     def n_ctx(self) -> int:
         """Most tokens of one request, prompt and output together."""
         return self._n_ctx
@@ -384,7 +389,7 @@ def _calibration(
 ) -> list[tuple[str, float, tuple[float, ...], tuple[float, ...]]]:
     if drafter is None:
         return []
-    block_size = drafter.drafter_info().block_size
+    block_size = drafter.drafter_info.block_size
     found = find_calibration(drafter.path, block_size, target=target.path, calibration=config.calibration)
     return [(entry.rule, entry.temperature, entry.sts, entry.acceptance) for entry in found.entries] if found else []
 
