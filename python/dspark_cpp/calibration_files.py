@@ -166,7 +166,11 @@ def describe_target(path: str | os.PathLike[str]) -> str:
     file = GGUFFile(Path(path))
     name, file_type = file.get("general.name"), file.get("general.file_type")
     try:
-        type_name = LlamaFileType(int(file_type if file_type is not None else -1)).name.removeprefix("MOSTLY_").removeprefix("ALL_")
+        type_name = (
+            LlamaFileType(int(file_type if file_type is not None else -1))
+            .name.removeprefix("MOSTLY_")
+            .removeprefix("ALL_")
+        )
     except ValueError:
         type_name = "unknown type"
     return f"{name or Path(path).stem}, {type_name}"
