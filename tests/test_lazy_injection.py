@@ -111,7 +111,7 @@ def test_engine_that_never_drafts_injects_nothing(f32_target: Path, f32_drafter:
     target = _core.Model.load_target(str(f32_target))
     drafter = _core.Model.load_drafter(str(f32_drafter), target)
     prompt = target.tokenize("What is the sum of 12 and 30?")
-    off = exact_engine(target, drafter, n_ctx=512, draft_length=0)
+    off = exact_engine(target, drafter, n_ctx=512, policy="off")
     assert run(off, [prompt], lambda i: greedy(8, ignore_eos=True), has_drafter=False)[0].tokens
     assert off.stats.inject_ms == 0
 

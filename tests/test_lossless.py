@@ -112,7 +112,7 @@ def test_text_is_the_same_with_every_head(pair: Pair, head: str, form: str, n_pa
 
 @pytest.mark.parametrize("draft_length", range(BLOCK + 1))
 def test_text_is_the_same_with_every_draft_length(pair: Pair, draft_length: int) -> None:
-    engine = pair.engine(n_parallel=8, draft_length=draft_length)
+    engine = pair.engine(n_parallel=8, policy=f"fixed:{draft_length}")
     answers = check(pair, engine, n_prompts=12, has_drafter=draft_length > 0)
     assert engine.stats.n_scheduled <= draft_length * sum(answer.stats.n_rounds for answer in answers)
     assert (engine.stats.n_drafted > 0) == (draft_length > 0)
@@ -284,7 +284,7 @@ def test_hundred_prompts_with_every_head(full_pair: Pair, head: str, form: str, 
 @pytest.mark.slow
 @pytest.mark.parametrize("draft_length", range(BLOCK + 1))
 def test_hundred_prompts_with_every_draft_length(full_pair: Pair, draft_length: int) -> None:
-    engine = full_pair.engine(n_parallel=1 + draft_length, draft_length=draft_length)
+    engine = full_pair.engine(n_parallel=1 + draft_length, policy=f"fixed:{draft_length}")
     check(full_pair, engine, 128, has_drafter=draft_length > 0)
 
 

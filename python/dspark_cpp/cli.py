@@ -11,6 +11,7 @@ import io
 import sys
 import time
 from collections.abc import Generator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -70,7 +71,7 @@ def run(
     seed: Annotated[int | None, typer.Option(help="Same seed, same text.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be repeated.")] = None,
     verification: Annotated[str, typer.Option(help="auto, exact, rejection, block.")] = _SAMPLING.verification,
-    policy: Annotated[str, typer.Option(help="auto, off, full, or drafted tokens a round.")] = str(_ENGINE.policy),
+    policy: Annotated[str, typer.Option(help="adaptive, off, full, fixed:n, threshold:p, ...")] = str(_ENGINE.policy),
     head: Annotated[str, typer.Option(help="candidates, full, graph.")] = _ENGINE.head,
     n_ctx: Annotated[int, typer.Option(help="Tokens of prompt and answer; 0: the model's.")] = _ENGINE.n_ctx,
     n_threads: Annotated[int, typer.Option(help="0: the engine's choice.")] = _ENGINE.n_threads,
@@ -109,9 +110,21 @@ def run(
 
 
 @app.command()
-def info() -> None:
-    """Show what this build is and what it runs on."""
+def info(
+    target: Annotated[Path | None, typer.Argument(help="GGUF file of a target: what it takes of memory.")] = None,
+    draft: Annotated[Path | None, typer.Option("--draft", "-d", help="GGUF file of its drafter.")] = None,
+) -> None:
+    """Show what this build is and what it runs on, or what a target and its drafter take of memory."""
     from dspark_cpp._core import build_info
+
+    if target is not None:
+        from dspark_cpp.info import describe_memory
+
+        for name, value in describe_memory(target, draft).items():
+            typer.echo(f"{name:<15} {value}")
+        return
+    if draft is not None:
+        raise typer.BadParameter("--draft needs a target before it")
 
     build = build_info()
     rows = [
@@ -145,6 +158,16 @@ def inspect(context: typer.Context) -> None:
     command = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     command.command()(inspect_command)
     command(context.args, prog_name="dspark inspect")
+
+
+@app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def bench(context: typer.Context) -> None:
+    """Measure plain decoding, every draft length and every policy in turns."""
+    from dspark_cpp.bench.cli import bench_command
+
+    command = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    command.command()(bench_command)
+    command(context.args, prog_name="dspark bench")
 
 
 def _open_model(model: str, draft: str | None, engine: dict[str, Any]) -> LLM:
