@@ -236,6 +236,10 @@ int32_t Engine::most_drafts(const Request& request) const {
     return std::max(most, 0);
 }
 
+const Policy& Engine::policy_of(const Request& request) const {
+    return request.options.policy ? *request.options.policy : scheduler_->options().policy;
+}
+
 void Engine::propose() {
     proposals_.clear();
     for (Lane& lane : lanes_) {
@@ -245,7 +249,7 @@ void Engine::propose() {
         const RequestOptions& options = lane.request->options;
         Proposal proposal;
         proposal.key = {lane.request->id, options.rule(), options.sampling.is_greedy() ? 0.0 : options.sampling.temperature};
-        proposal.policy = options.policy.value_or(scheduler_->options().policy);
+        proposal.policy = policy_of(*lane.request);
         proposal.most = lane.most;
         proposal.is_free = options.rule() == Verification::exact;
         lane.proposal = proposals_.size();

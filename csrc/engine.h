@@ -137,8 +137,9 @@ class Engine {
     [[nodiscard]] const Distribution& target_row(const Lane& lane, int32_t row);
     void push_drafted(const Lane& lane, int32_t n);
     void append(Lane& lane, const VerifyResult& result);
-    [[nodiscard]] bool keeps_context(const Request& request) const;
     void trace_round(const Lane& lane, const VerifyResult& result);
+    [[nodiscard]] const Policy& policy_of(const Request& request) const;
+    [[nodiscard]] bool keeps_context(const Request& request) const;
     void keep_context(const Lane& lane, int32_t n_rows);
     void inject();
     void finish(Request& request, FinishReason reason, const std::string& error = {});

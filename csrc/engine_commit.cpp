@@ -205,7 +205,7 @@ bool Engine::keeps_context(const Request& request) const {
     if (!drafter_ || request.options.draft_limit == 0) {
         return false;
     }
-    const Policy policy = request.options.policy.value_or(scheduler_->options().policy);
+    const Policy& policy = policy_of(request);
     return policy.kind != Policy::Kind::off && (policy.kind != Policy::Kind::fixed || policy.length > 0);
 }
 
