@@ -74,7 +74,8 @@ class Simulation:
         self.n_tokens = [0] * setting.n_requests
         self.ms = self.probe_ms = 0.0
         self.n_parked = self.n_steps = 0
-        self.lengths: list[int] = []
+        self.decisions: list[str] = []
+        self.accepted: list[int] = []  # of every round drawn, had all of its block been verified
 
     def round_of(self, i: int) -> tuple[list[float], int]:
         """Confidence logits and how many drafts stand when all are verified."""
@@ -88,8 +89,9 @@ class Simulation:
         return [float(shown)] * BLOCK, BLOCK if stands.all() else int(np.argmin(stands))
 
     def step(self) -> None:
-        decisions = self.scheduler.select(self.requests)
+        decisions = self.decisions = self.scheduler.select(self.requests)
         rounds = [self.round_of(i) for i in range(len(self.requests))]
+        self.accepted += [r[1] for r in rounds]
         drafts = [decision in ("draft", "probe") for decision in decisions]
         lengths = self.scheduler.schedule([r[0] if d else [] for r, d in zip(rounds, drafts, strict=True)])
         n_committed = 0
@@ -114,7 +116,6 @@ class Simulation:
         self.ms += total
         self.n_steps += 1
         self.n_parked += decisions.count("parked") / n
-        self.lengths = lengths
         if "probe" in decisions and "draft" not in decisions:
             self.probe_ms += total - row_ms(self.setting, n) - OVERHEAD_MS
 
@@ -129,10 +130,9 @@ class Simulation:
         )
 
 
-def best_fixed(setting: Setting, n_rounds: int = 4000) -> list[float]:
-    """Tokens per ms of every fixed length, 0 (plain) to BLOCK, by simulation of the rounds."""
-    simulation = Simulation(setting, "off", seed=99)
-    accepted = np.array([simulation.round_of(0)[1] for _ in range(n_rounds)])
+def fixed_lengths(simulation: Simulation) -> list[float]:
+    """Tokens per ms of every fixed length, 0 (plain) to BLOCK, in hindsight: on the rounds that the simulation drew."""
+    setting, accepted = simulation.setting, np.array(simulation.accepted)
     n = setting.n_requests
     return [
         float(
@@ -152,8 +152,9 @@ def main() -> None:
             for draft_share in (0.1, 0.5, 2.0):
                 for rate in (0.0, 0.3, 0.6, 0.8, 0.95):
                     setting = Setting(curve, rate, n_requests, draft_share)
-                    fixed = best_fixed(setting, 1500)
-                    result = Simulation(setting).run(800)
+                    simulation = Simulation(setting)
+                    result = simulation.run(1000)
+                    fixed = fixed_lengths(simulation)
                     print(
                         f"{curve:8} {n_requests:2} {draft_share:5} {rate:5} | {int(np.argmax(fixed)):10}"
                         f"  {result.tokens_per_ms / fixed[0]:8.3f} {result.tokens_per_ms / max(fixed):8.3f}"
