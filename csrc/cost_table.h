@@ -25,9 +25,9 @@ using CostPoints = std::vector<std::pair<int32_t, double>>; // (size, ms), ascen
 
 // All in milliseconds, with a cache of at most kBaseCells cells in use.
 struct CostCurves {
-    CostPoints verify;  // rows, each with logits
-    CostPoints prefill; // rows without logits
-    CostPoints draft;   // blocks drafted in one pass, sequential head included
+    CostPoints verify;                 // rows, each with logits
+    CostPoints prefill;                // rows without logits
+    CostPoints draft;                  // blocks drafted in one pass, sequential head included
     double verify_ms_per_row_cell = 0; // what attention adds, per row and cell in use
     double draft_ms_per_block_cell = 0;
 

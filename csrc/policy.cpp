@@ -11,8 +11,9 @@ namespace dspark {
 namespace {
 
 [[noreturn]] void refuse(std::string_view text) {
-    throw std::invalid_argument("policy must be off, full, fixed:n, threshold:p (0 to 1), algorithm1 or adaptive, got '" +
-                                std::string(text) + "'");
+    throw std::invalid_argument(
+        "policy must be off, full, fixed:n, threshold:p (0 to 1), algorithm1 or adaptive, got '" + std::string(text) +
+        "'");
 }
 
 template <typename Number> Number parse_number(std::string_view digits, std::string_view text) {
@@ -252,7 +253,8 @@ class DraftSearch {
         }
         const double verify_ms = cost_ms_[count] - cost_ms_[0];
         const double verify_gain = n_paying > 0 ? value - price_ * verify_ms : 0.0;
-        const double gain = verify_gain + static_cast<double>(members.size()) * bonus_ - price_ * draft_ms_[members.size()];
+        const double gain =
+            verify_gain + static_cast<double>(members.size()) * bonus_ - price_ * draft_ms_[members.size()];
         if (gain <= best_gain_) {
             return;
         }

@@ -8,11 +8,11 @@ namespace dspark {
 
 namespace {
 
-constexpr double kMemory = 0.97;       // of the speedup: about 30 steps
-constexpr double kBonusStep = 0.05;    // of the bonus: about 20 drafted steps
-constexpr double kProbeShare = 0.008;  // of the time goes into probing at most
-constexpr double kProbeRate = 0.9;     // a probe is as long as would pay if drafts were this good
-constexpr double kMinPlain = 8;        // plain tokens' worth of time before the measured speedup counts
+constexpr double kMemory = 0.97;      // of the speedup: about 30 steps
+constexpr double kBonusStep = 0.05;   // of the bonus: about 20 drafted steps
+constexpr double kProbeShare = 0.008; // of the time goes into probing at most
+constexpr double kProbeRate = 0.9;    // a probe is as long as would pay if drafts were this good
+constexpr double kMinPlain = 8;       // plain tokens' worth of time before the measured speedup counts
 
 int32_t fixed_rows(const Proposal& proposal) { return std::min(proposal.policy.length, proposal.most); }
 
@@ -141,7 +141,8 @@ void Scheduler::select(std::span<Proposal> proposals, const StepLoad& load) {
 // Equal lengths: one request without a draft leaves all drafts unverified, so a draft, or a probe, is of all requests.
 void Scheduler::select_all_or_none(std::span<Proposal> proposals) const {
     const auto has = [&](DraftDecision decision) {
-        return std::any_of(proposals.begin(), proposals.end(), [&](const Proposal& p) { return p.decision == decision; });
+        return std::any_of(proposals.begin(), proposals.end(),
+                           [&](const Proposal& p) { return p.decision == decision; });
     };
     const bool is_probe = has(DraftDecision::probe) && !has(DraftDecision::none);
     if (!is_probe && !has(DraftDecision::none) && !has(DraftDecision::parked)) {
@@ -287,8 +288,7 @@ void Scheduler::schedule_adaptive(std::span<const Proposal> proposals, const Ste
     for (size_t member = 0; member < group_.members.size(); ++member) {
         const Proposal& proposal = proposals[group_.members[member]];
         const bool is_probe = proposal.decision == DraftDecision::probe;
-        prefix_len[group_.members[member]] =
-            is_probe ? std::min(probe_len_, proposal.most) : group_.prefix_len[member];
+        prefix_len[group_.members[member]] = is_probe ? std::min(probe_len_, proposal.most) : group_.prefix_len[member];
     }
 }
 

@@ -37,9 +37,9 @@ enum class DraftDecision {
 struct Proposal {
     SurvivalKey key;
     Policy policy;
-    int32_t most = 0;                         // longest prefix its limits allow: block, max_tokens, context, option
-    std::span<const float> confidence_logits; // (block_size,), empty before drafting or without a confidence head
-    bool is_free = false;                     // any policy is lossless for it
+    int32_t most = 0;                             // longest prefix its limits allow: block, max_tokens, context, option
+    std::span<const float> confidence_logits;     // (block_size,), empty before drafting or without a confidence head
+    bool is_free = false;                         // any policy is lossless for it
     DraftDecision decision = DraftDecision::none; // after select
 };
 
@@ -101,8 +101,7 @@ class Scheduler {
     void probe(std::span<Proposal> proposals, std::span<const double> cost_ms, double draft_ms, double tokens_per_ms);
     void select_all_or_none(std::span<Proposal> proposals) const;
     void schedule_adaptive(std::span<const Proposal> proposals, const StepLoad& load, std::span<int32_t> prefix_len);
-    void schedule_algorithm1(std::span<const Proposal> proposals, const StepLoad& load,
-                             std::span<int32_t> prefix_len);
+    void schedule_algorithm1(std::span<const Proposal> proposals, const StepLoad& load, std::span<int32_t> prefix_len);
 
     SchedulerOptions options_;
     CostTable costs_;

@@ -17,7 +17,14 @@ CURVES = cast(
     {"verify": [(1, 24.0), (2, 46.5)], "prefill": [(1, 20.0)], "draft": [(1, 9.0)],
      "verify_ms_per_row_cell": 0.0, "draft_ms_per_block_cell": 0.001},
 )  # fmt: skip
-MODEL = {"architecture": "qwen3", "description": "0.6B Q4_K", "size_bytes": 1, "n_params": 2, "n_layer": 3, "n_vocab": 4}
+MODEL = {
+    "architecture": "qwen3",
+    "description": "0.6B Q4_K",
+    "size_bytes": 1,
+    "n_params": 2,
+    "n_layer": 3,
+    "n_vocab": 4,
+}
 SETTINGS = {"n_ctx": 4096, "n_threads": 2, "kv_type": "f16"}
 
 

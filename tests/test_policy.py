@@ -29,7 +29,9 @@ def random_blocks(rng: np.random.Generator, n: int, *, is_free: bool = False) ->
 
 def jagged_costs(rng: np.random.Generator, n_rows: int) -> list[float]:
     """Ascending, with cliffs, flat stretches and now and then a step down, as kernels have them."""
-    steps = rng.choice([0.0, 0.1, 1.0, 6.0, -0.5], n_rows, p=[0.25, 0.3, 0.3, 0.1, 0.05]) * rng.uniform(0.5, 1.5, n_rows)
+    steps = rng.choice([0.0, 0.1, 1.0, 6.0, -0.5], n_rows, p=[0.25, 0.3, 0.3, 0.1, 0.05]) * rng.uniform(
+        0.5, 1.5, n_rows
+    )
     return [float(ms) for ms in np.maximum(10 + np.concatenate([[0], np.cumsum(steps)]), 1)]
 
 
@@ -153,8 +155,10 @@ def test_adaptive_without_foresight_loses_little_against_its_expectation() -> No
         price = float(rng.uniform(0.05, 0.5))
         planned = max(
             itertools.product(*(range(block["most"] + 1) for block in blocks)),
-            key=lambda n: sum(values(b, "expected")[:k].sum() for b, k in zip(blocks, n, strict=True))
-            - price * (cost[sum(n)] - cost[0]),
+            key=lambda n: (
+                sum(values(b, "expected")[:k].sum() for b, k in zip(blocks, n, strict=True))
+                - price * (cost[sum(n)] - cost[0])
+            ),
         )
         of_plan = sum(values(b)[:k].sum() for b, k in zip(blocks, planned, strict=True))
         totals += [

@@ -21,7 +21,9 @@ def sigmoid(x: Any) -> Any:
     return 1 / (1 + np.exp(-np.asarray(x, float)))
 
 
-def run(estimator: Any, rates: Any, n_rounds: int, seed: int = 0, request: int = 1, rule: str = "block") -> list[list[float]]:
+def run(
+    estimator: Any, rates: Any, n_rounds: int, seed: int = 0, request: int = 1, rule: str = "block"
+) -> list[list[float]]:
     """Full blocks without confidences; returns what was expected before every round."""
     rng = np.random.default_rng(seed)
     seen = []

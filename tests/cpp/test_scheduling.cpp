@@ -1,5 +1,5 @@
-// Scheduling on the engine loses nothing: the counterexample of the paper's appendix A, and the output's law under every
-// policy, rule and temperature, requests of different policies side by side. Costs are set, models are toys.
+// Scheduling on the engine loses nothing: the counterexample of the paper's appendix A, and the output's law under
+// every policy, rule and temperature, requests of different policies side by side. Costs are set, models are toys.
 #include "check.h"
 #include "cost_measure.h"
 #include "engine.h"
@@ -114,7 +114,8 @@ void test_counterexample_of_appendix_a() {
     constexpr int32_t kTrials = 4000;
     const double tolerance = 4.5 * std::sqrt(0.7 * 0.3 / kTrials);
     for (const Verification rule : {Verification::exact, Verification::rejection, Verification::block}) {
-        for (const char* name : {"off", "fixed:1", "fixed:2", "threshold:0.5", "threshold:0.85", "algorithm1", "adaptive"}) {
+        for (const char* name :
+             {"off", "fixed:1", "fixed:2", "threshold:0.5", "threshold:0.85", "algorithm1", "adaptive"}) {
             const CoinResult result = toss(parse_policy(name), rule, false, kTrials);
             CHECK(std::abs(result.zeros - 0.7) < tolerance);
             if (std::string(name) == "adaptive") { // does speculate; all of c_2 is looked at only where that is free
@@ -224,7 +225,8 @@ std::unique_ptr<Engine> make_toy_engine() {
 }
 
 CostCurves jagged_costs() {
-    return {{{1, 20.0}, {2, 22.0}, {5, 24.0}, {6, 29.0}, {9, 30.0}, {25, 60.0}}, {{1, 20.0}}, {{1, 1.0}, {5, 2.0}}, 0, 0};
+    return {
+        {{1, 20.0}, {2, 22.0}, {5, 24.0}, {6, 29.0}, {9, 30.0}, {25, 60.0}}, {{1, 20.0}}, {{1, 1.0}, {5, 2.0}}, 0, 0};
 }
 
 // Requests of all policies take turns, so that every one decodes beside the others. Costs are set anew now and then:
