@@ -1,4 +1,4 @@
-"""The scheduler as a whole, on an engine in miniature (scheduling_simulation.py): parking, probing, recovery, limits."""
+"""The scheduler as a whole, on an engine in miniature (scheduling_simulation.py)."""
 
 from __future__ import annotations
 
