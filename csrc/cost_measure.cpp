@@ -25,6 +25,9 @@ class Measurement {
         if (options_.n_rows < 2 || options_.n_cells <= 2 * kPromptRows) {
             return {};
         }
+        if (drafter_ != nullptr) {
+            drafter_->begin_recording();
+        }
         fill_sequences(1);
         (void)time_rows(1, true); // buffers and caches warm
         const double budget = options_.budget_ms;

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,7 @@ def test_ways_hold_every_setting_of_upstream() -> None:
 
 def test_server_command_has_room_for_every_stream() -> None:
     command = server_command(Path("server"), make_options(), 1234, 7, n_streams=4, p_min=0.5)
-    pairs = dict(zip(command, command[1:], strict=False))
+    pairs = dict(pairwise(command))
     assert (pairs["--parallel"], pairs["--ctx-size"]) == ("4", "2048")
     assert (pairs["--spec-draft-n-max"], pairs["--spec-draft-p-min"]) == ("7", "0.5")
     assert "--spec-type" not in server_command(Path("server"), make_options(), 1234, 0)
