@@ -71,4 +71,4 @@ def test_ratios_are_medians_within_repetitions() -> None:
     ours, theirs = samples(OURS, (20, 10, 30)), samples(UPSTREAM_PLAIN, (10, 5, 30))
     assert ratio(ours, theirs) == 2.0
     table = as_table([*ours.values(), *theirs.values()], "title")
-    assert list(table.columns[2].cells) == ["1.000", "2.000"]
+    assert list(table.columns[2].cells) == ["2.000", "1.000"]
