@@ -21,7 +21,7 @@ __all__ = ["CostCache", "cache_folder", "prepare_costs"]
 
 _log = logging.getLogger(__name__)
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 def cache_folder() -> Path:
@@ -70,7 +70,7 @@ class CostCache:
             if stored["key"] != self._key:
                 return None
             curves: _core.CostCurves = stored["costs"]
-            for name in ("verify", "prefill", "draft"):
+            for name in ("verify", "prefill", "draft", "inject"):
                 curves[name] = [(int(size), float(ms)) for size, ms in curves[name]]
         except FileNotFoundError:
             return None
