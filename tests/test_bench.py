@@ -203,6 +203,13 @@ def test_answers_without_text_have_no_speed() -> None:
         empty.feed(SimpleNamespace(finish_reason="error", error="broken"), 4.0)
 
 
+def test_plots_without_matplotlib_are_refused_before_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    result = CliRunner().invoke(app, ["bench", "demo", "--plots", "nowhere"])
+    assert isinstance(result.exception, ImportError)
+    assert "dspark-cpp[plots]" in str(result.exception)
+
+
 def test_command_names_bad_options() -> None:
     for arguments in (["bench", "demo", "--domains", "poetry"], ["bench", "x.gguf"], ["profile", "x.gguf"]):
         result = CliRunner().invoke(app, arguments)
