@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-WEB = Path(__file__).parents[2] / "python" / "dspark_cpp" / "server" / "web"
+WEB = Path(__file__).parents[1] / "python" / "dspark_cpp" / "server" / "web"
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -25,8 +25,8 @@ MODELS = [
     {"name": "hf.co/owner/Qwen3-8B-GGUF:Q4_K_M", "details": {"parameter_size": "8.2B", "quantization_level": "Q4_K_M"}},
     {"name": "demo:latest", "details": {"parameter_size": "8.40M", "quantization_level": "Q8_0"}},
 ]
-ANSWER = """A whale is the **largest animal** on Earth. Whales live in the sea, but they are not fish: they breathe air, \
-and their young drink milk.
+ANSWER = """A whale is the **largest animal** on Earth. Whales live in the sea, but they are not fish: they breathe \
+air, and their young drink milk.
 
 There are two groups:
 
@@ -144,7 +144,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def send_bytes(self, status: int, kind: str, data: bytes) -> None:
         self.send_response(status)
-        for name, value in (("Content-Type", kind), ("Content-Length", str(len(data))), ("Content-Security-Policy", POLICY)):
+        for name, value in (
+            ("Content-Type", kind),
+            ("Content-Length", str(len(data))),
+            ("Content-Security-Policy", POLICY),
+        ):
             self.send_header(name, value)
         self.send_header("X-Content-Type-Options", "nosniff")
         self.end_headers()
