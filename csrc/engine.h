@@ -4,6 +4,7 @@
 #pragma once
 
 #include "drafter.h"
+#include "masked_sampling.h"
 #include "request.h"
 #include "scheduler.h"
 #include "target.h"
@@ -109,6 +110,7 @@ class Engine {
     void commit_prefill(Lane& lane);
     void commit_round(Lane& lane);
     [[nodiscard]] VerifyResult decide(const Lane& lane);
+    [[nodiscard]] int32_t masked_token(const Lane& lane, int32_t row);
     [[nodiscard]] int32_t accepted_until_end(const Lane& lane, int32_t n_accepted) const;
     [[nodiscard]] const Distribution& target_row(const Lane& lane, int32_t row);
     void push_drafted(const Lane& lane, int32_t n);
@@ -151,6 +153,7 @@ class Engine {
     std::vector<Distribution> row_distributions_;
     int32_t n_pushed_ = 0; // drafted tokens pushed into the counts of the lane under verification
     DistributionBuilder builder_;
+    MaskedSampler masked_sampler_;
     EngineStats step_;  // figures of this step alone
     EngineStats stats_; // totals, guarded by inbox_mutex_
 };

@@ -4,9 +4,11 @@
 
 #include "acceptance.h"
 #include "sampling.h"
+#include "token_mask.h"
 
 #include <chrono>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -30,6 +32,9 @@ struct RequestOptions {
     // Empty: exact when greedy, block when sampling (DESIGN section 2).
     std::optional<Verification> verification;
     int32_t draft_limit = -1; // -1: the engine's policy; 0: off; n: at most n drafted tokens a round
+    // Which tokens may stand where; each request goes on from a copy. Verified by `exact` alone, where any sampler is
+    // lossless.
+    std::shared_ptr<const TokenMask> mask;
 
     // Throws std::invalid_argument: "<name> must <rule>, got <value>".
     void validate() const;
@@ -73,6 +78,7 @@ struct Request {
     Phase phase = Phase::prefill;
     TokenCounts counts;
     RandomStream random;
+    std::unique_ptr<TokenMask> mask; // null: every token may come
     RequestStats stats;
     Clock::time_point submitted = Clock::now();
 };

@@ -30,7 +30,8 @@ std::optional<Verification> parse_rule(const std::string& name) {
 RequestOptions make_request_options(int32_t max_tokens, float temperature, int32_t top_k, float top_p, float min_p,
                                     float repetition_penalty, float presence_penalty, float frequency_penalty,
                                     const std::map<int32_t, float>& logit_bias, uint64_t seed, bool ignore_eos,
-                                    int32_t n_logprobs, const std::string& verification, int32_t draft_limit) {
+                                    int32_t n_logprobs, const std::string& verification, int32_t draft_limit,
+                                    std::shared_ptr<TokenMask> grammar) {
     RequestOptions options;
     options.max_tokens = max_tokens;
     options.sampling.temperature = temperature;
@@ -46,6 +47,7 @@ RequestOptions make_request_options(int32_t max_tokens, float temperature, int32
     options.n_logprobs = n_logprobs;
     options.verification = parse_rule(verification);
     options.draft_limit = draft_limit;
+    options.mask = std::move(grammar);
     options.validate();
     return options;
 }
@@ -81,7 +83,8 @@ void register_options(py::module_& module) {
              py::arg("repetition_penalty") = 1.0F, py::arg("presence_penalty") = 0.0F,
              py::arg("frequency_penalty") = 0.0F, py::arg("logit_bias") = std::map<int32_t, float>{},
              py::arg("seed") = 0, py::arg("ignore_eos") = false, py::arg("n_logprobs") = -1,
-             py::arg("verification") = "auto", py::arg("draft_limit") = -1);
+             py::arg("verification") = "auto", py::arg("draft_limit") = -1,
+             py::arg("grammar") = nullptr);
 }
 
 void register_results(py::module_& module) {
