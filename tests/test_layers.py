@@ -13,7 +13,23 @@ PACKAGE = ROOT / "python" / "dspark_cpp"
 CSRC = ROOT / "csrc"
 
 # From the top down; a module may import what stands to the right of it, and nothing else of the package.
-LAYOUT = ["cli", "demo_run", "llm", "engine_loop", "chat", "config", "convert", "errors", "_core"]
+LAYOUT = [
+    "cli",
+    "store_cli",
+    "store_run",
+    "store_show",
+    "store_progress",
+    "server_client",
+    "demo_run",
+    "llm",
+    "engine_loop",
+    "chat",
+    "config",
+    "store",
+    "convert",
+    "errors",
+    "_core",
+]
 
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 

@@ -10,17 +10,18 @@ import contextlib
 import io
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dspark_cpp.config import DemoConfig, EngineConfig, SamplingParams
 from dspark_cpp.errors import DSparkError
+from dspark_cpp.store_cli import register
 
 if TYPE_CHECKING:
     from dspark_cpp._core import BuildInfo
-    from dspark_cpp.chat import Chunk, RequestStats
+    from dspark_cpp.chat import Chunk, Message, RequestStats
     from dspark_cpp.llm import LLM
 
 __all__ = ["app", "main"]
@@ -56,7 +57,8 @@ def main() -> None:
 
 @app.command()
 def run(
-    model: Annotated[str, typer.Argument(help="GGUF file of the target, or `demo` for the bundled pair.")],
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="Model of the store, GGUF file, or `demo` for the bundled pair.")],
     prompt: Annotated[str | None, typer.Argument(help="One question; without it, a chat (or standard input).")] = None,
     draft: Annotated[str | None, typer.Option("--draft", "-d", help="GGUF file of the drafter.")] = None,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
@@ -79,6 +81,8 @@ def run(
     stats: Annotated[bool, typer.Option("--stats", help="Show the figures of speculation.")] = False,
 ) -> None:
     """Answer one question, or chat in the terminal."""
+    from dspark_cpp.store_run import resolve
+
     engine: dict[str, Any] = {
         "policy": int(policy) if policy.isdecimal() else policy,
         "head": head,
@@ -97,9 +101,14 @@ def run(
         "verification": verification,
     }
     SamplingParams(max_tokens=max_tokens or 1, **sampling)  # a bad option is told before a model is loaded
-    with _open_model(model, draft, engine) as llm:
+    found = resolve(model, draft, {name for name in context.params if _is_given(context, name)})
+    sampling.update(found.sampling)
+    engine.update(found.engine)
+    max_tokens = found.max_tokens if max_tokens is None else max_tokens
+    opening = found.opening if system is None else ({"role": "system", "content": system},)
+    with _open_model(found.target, found.draft, engine) as llm:
         params = SamplingParams(max_tokens=llm.n_ctx if max_tokens is None else max_tokens, **sampling)
-        session = _Session(llm, params, system=system, raw=raw, thinking=thinking, shows_stats=stats)
+        session = _Session(llm, params, opening=opening, raw=raw, thinking=thinking, shows_stats=stats)
         if prompt is None and not sys.stdin.isatty():
             prompt = sys.stdin.read()
         if prompt is None:
@@ -156,16 +165,28 @@ def _open_model(model: str, draft: str | None, engine: dict[str, Any]) -> LLM:
     return LLM(model, draft, **engine)
 
 
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
+
+
 class _Session:
     """One terminal's conversation with a model."""
 
     def __init__(
-        self, llm: LLM, params: SamplingParams, *, system: str | None, raw: bool, thinking: bool, shows_stats: bool
+        self,
+        llm: LLM,
+        params: SamplingParams,
+        *,
+        opening: Sequence[Message],
+        raw: bool,
+        thinking: bool,
+        shows_stats: bool,
     ) -> None:
         self._llm = llm
         self._params = params
-        self._first = [] if system is None else [{"role": "system", "content": system}]
-        self._messages = list(self._first)
+        self._first = opening
+        self._messages = list(opening)
         self._raw = raw
         self._thinking = thinking
         self._shows_stats = shows_stats
@@ -256,6 +277,8 @@ def _warn_of_missing_backends(build: BuildInfo) -> None:
         text = f"WARNING: asked for when this was built, but not in it: {', '.join(missing)}"
         typer.secho(f"{bar}\n{text}\n{bar}", err=True, fg=typer.colors.RED, bold=True)
 
+
+register(app)
 
 if __name__ == "__main__":
     main()
