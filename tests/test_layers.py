@@ -20,6 +20,7 @@ LAYOUT = [
     "store_show",
     "store_progress",
     "server_client",
+    "server",
     "demo_run",
     "llm",
     "engine_loop",

@@ -20,7 +20,7 @@ from typing import Any, Literal, Self, Unpack, overload
 from dspark_cpp import _core
 from dspark_cpp.chat import Chunk, Completion, Message, ReplyBuilder, render_chat, without_second_bos
 from dspark_cpp.config import EngineConfig, EngineOptions, SamplingParams, checked_text, params_per_prompt
-from dspark_cpp.engine_loop import EngineLoop, RequestGroup
+from dspark_cpp.engine_loop import Deliver, EngineLoop, RequestGroup
 from dspark_cpp.errors import QueueFullError
 
 __all__ = ["LLM", "Prompt"]
@@ -78,9 +78,9 @@ class LLM:
     ) -> None:
         config = EngineConfig(**options)
         self._model, self._drafter = _load_models(model, draft, config)
-        engine = _make_engine(self._model, self._drafter, config)
-        self._n_ctx = engine.n_ctx
-        self._loop = EngineLoop(engine)
+        self._engine = _make_engine(self._model, self._drafter, config)
+        self._n_ctx = self._engine.n_ctx
+        self._loop = EngineLoop(self._engine)
         self._finalizer = weakref.finalize(self, self._loop.close)
 
     @classmethod
@@ -123,6 +123,11 @@ class LLM:
     def n_ctx(self) -> int:
         """Most tokens of one request, prompt and output together."""
         return self._n_ctx
+
+    @property
+    def engine(self) -> _core.Engine:
+        """The engine, for its figures; requests go through the methods here."""
+        return self._engine
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """Text to token ids.
@@ -269,6 +274,44 @@ class LLM:
         [completion] = self.generate(prompt, sampling_params)
         return completion
 
+    def submit(
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        deliver: Deliver,
+        *,
+        grammar: _core.Grammar | None = None,
+    ) -> int:
+        """Queue a request and have its events delivered: the form for servers, which wait for many at once.
+
+        Parameters
+        ----------
+        prompt : sequence of int
+            Token ids.
+        params : SamplingParams
+            Options; `stop` is the caller's business here, and without `seed` a fresh one is drawn.
+        deliver : callable
+            As for `EngineLoop.submit`.
+        grammar : Grammar, optional
+            What the text must obey.
+
+        Returns
+        -------
+        int
+            The request's id, for `cancel`.
+
+        Raises
+        ------
+        ValueError, ContextFullError, QueueFullError, EngineClosedError
+            As the engine finds.
+        """
+        seed = secrets.randbits(64) if params.seed is None else params.seed
+        return self._loop.submit(prompt, _request_options(params, seed, grammar), deliver)
+
+    def cancel(self, request_id: int) -> bool:
+        """End a request of `submit` within one step; its last event still comes. False if it has already ended."""
+        return self._loop.cancel(request_id)
+
     # ---- one call's requests ----
 
     def _prepare(self, prompt: Prompt, params: SamplingParams) -> _Work:
@@ -346,7 +389,9 @@ def _make_engine(target: _core.Model, drafter: _core.Model | None, config: Engin
     )
 
 
-def _request_options(params: SamplingParams, seed: int) -> _core.RequestOptions:
+def _request_options(
+    params: SamplingParams, seed: int, grammar: _core.Grammar | None = None
+) -> _core.RequestOptions:
     return _core.RequestOptions(
         max_tokens=params.max_tokens,
         temperature=params.temperature,
@@ -362,6 +407,7 @@ def _request_options(params: SamplingParams, seed: int) -> _core.RequestOptions:
         n_logprobs=-1 if params.logprobs is None else params.logprobs,
         verification=params.verification,
         draft_limit=params.draft_limit,
+        grammar=grammar,
     )
 
 
