@@ -389,9 +389,7 @@ def _make_engine(target: _core.Model, drafter: _core.Model | None, config: Engin
     )
 
 
-def _request_options(
-    params: SamplingParams, seed: int, grammar: _core.Grammar | None = None
-) -> _core.RequestOptions:
+def _request_options(params: SamplingParams, seed: int, grammar: _core.Grammar | None = None) -> _core.RequestOptions:
     return _core.RequestOptions(
         max_tokens=params.max_tokens,
         temperature=params.temperature,

@@ -67,7 +67,8 @@ class Access:
         host = _host_name(headers.get("host", ""))
         if self._checks_host and not self._is_own_host(host):
             return _refuse(scope, 403, "host is not allowed")
-        if (origin := headers.get("origin")) is not None and not self._is_allowed_origin(origin, headers.get("host", "")):
+        origin = headers.get("origin")
+        if origin is not None and not self._is_allowed_origin(origin, headers.get("host", "")):
             return _refuse(scope, 403, "origin is not allowed")
         if self._needs_key(scope) and not self._has_key(headers):
             return _refuse(scope, 401, "a valid API key is required", {"WWW-Authenticate": "Bearer"})

@@ -115,7 +115,8 @@ class Catalog:
 def _static_entry(model: StaticModel) -> Entry:
     files = [path for path in (model.target, model.draft) if path is not None]
     stats = [path.stat() for path in files]
-    identity = repr([(str(path.resolve()), stat.st_size, stat.st_mtime_ns) for path, stat in zip(files, stats, strict=True)])
+    facts = [(stat.st_size, stat.st_mtime_ns) for stat in stats]
+    identity = repr([[str(path.resolve()) for path in files], facts])
     return Entry(
         name=str(ModelName.parse(model.name)),
         target=model.target,

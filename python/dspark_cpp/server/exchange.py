@@ -1,7 +1,7 @@
 """One HTTP exchange: reading a body within limits, giving up when the client leaves or the time is over, streaming.
 
-Starlette notices a client who leaves only when it writes; a long prompt is read without a word written. So whoever works
-for a client here is watched: the work is cancelled as soon as the connection is gone.
+Starlette notices a client who leaves only when it writes; a long prompt is read without a word written. So whoever
+works for a client here is watched: the work is cancelled as soon as the connection is gone.
 """
 
 from __future__ import annotations
@@ -180,6 +180,7 @@ class StreamReply(Response):
 
 
 async def _say(send: Send, text: bytes) -> None:
-    """A client that does not read must not hold us."""
+    """Send, but not to a client that does not read."""
+    message = {"type": "http.response.body", "body": text, "more_body": False}
     with contextlib.suppress(TimeoutError, RuntimeError):
-        await asyncio.wait_for(send({"type": "http.response.body", "body": text, "more_body": False}), _LAST_WORD_SECONDS)
+        await asyncio.wait_for(send(message), _LAST_WORD_SECONDS)

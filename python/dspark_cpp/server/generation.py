@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from dspark_cpp import _core
 from dspark_cpp.errors import DSparkError
@@ -28,7 +28,7 @@ class Generation:
 
     Attributes
     ----------
-    n_generated
+    n_generated, token_ids
         Tokens so far.
     first_ns, last_ns
         When the first token and the end came, by `time.perf_counter_ns`.
@@ -40,6 +40,7 @@ class Generation:
         self.model = model
         self.job = job
         self.n_generated = 0
+        self.token_ids: list[int] = []
         self.started_ns = time.perf_counter_ns()
         self.first_ns = self.last_ns = self.started_ns
         self.last: Piece | None = None
@@ -54,7 +55,7 @@ class Generation:
         """Nanoseconds from the first token to the end."""
         return max(self.last_ns - self.first_ns, 1)
 
-    async def pieces(self) -> AsyncIterator[Piece]:
+    async def pieces(self) -> AsyncGenerator[Piece]:
         """Submit the job and yield what each step adds; leaving the iterator early cancels the request.
 
         Raises
@@ -94,6 +95,7 @@ class Generation:
             self.first_ns = now
         self.last_ns = now
         self.n_generated += len(piece.token_ids)
+        self.token_ids += piece.token_ids
         if piece.is_last:
             self.last = piece
 

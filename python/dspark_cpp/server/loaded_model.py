@@ -95,7 +95,7 @@ class LoadedModel:
                 self.supports_thinking = bool(plan["supports_thinking"])
             except ValueError:
                 self._template = ""  # nobody can use it
-            except Exception:  # noqa: BLE001, S110  (a template that objects to this conversation may like others)
+            except Exception:
                 pass
         self.plain_tokens_per_second = await asyncio.to_thread(self._measure_plain)
 

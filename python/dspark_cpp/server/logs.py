@@ -101,6 +101,6 @@ def _time_of(entry: logging.LogRecord) -> str:
 
 
 def _printable(path: str) -> str:
-    """A path without what could fake a line of the log."""
+    """Return a path without what could fake a line of the log."""
     text = "".join(char if char.isprintable() and char != " " else "?" for char in path[:200])
     return text if len(path) <= 200 else text + "..."

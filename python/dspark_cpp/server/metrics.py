@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -78,7 +79,7 @@ class Metrics:
         # Rounds that verified at least k drafts, for k = 0, 1, ...: differences give those of exactly k.
         at_least = [stats.n_rounds, *stats.scheduled_per_position, 0]
         self._parked.labels(model).inc(max(at_least[0] - at_least[1], 0))
-        for length, (n, n_next) in enumerate(zip(at_least, at_least[1:], strict=False)):
+        for length, (n, n_next) in enumerate(pairwise(at_least)):
             self._scheduled.labels(model, str(length)).inc(max(n - n_next, 0))
         parts = {"draft": stats.draft_ms, "verify": stats.verify_ms, "host": stats.host_ms}
         for part, milliseconds in (parts | {"prefill": stats.prefill_ms, "queue": stats.queue_ms}).items():

@@ -6,7 +6,6 @@ Field names and their order follow Ollama's `api/types.go`; fields that it leave
 from __future__ import annotations
 
 import json
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -237,9 +236,9 @@ def _think(body: Fields) -> bool | str | None:
     value = body.values.get("think")
     if value is None or isinstance(value, bool):
         return value
-    if value in ("low", "medium", "high"):
-        return str(value)
-    body.refuse("think", 'be true, false, "low", "medium" or "high"')
+    if value not in ("low", "medium", "high"):
+        body.refuse("think", 'be true, false, "low", "medium" or "high"')
+    return str(value)
 
 
 def _format(body: Fields, limits: Limits) -> Mapping[str, Any] | None:
@@ -287,9 +286,13 @@ def tool_calls(parts: Sequence[ToolCall]) -> list[dict[str, Any]]:
     ]
 
 
-def new_call_id() -> str:
-    """Return an id for a call."""
-    return f"call_{secrets.token_hex(4)}"
+def _object(arguments: str) -> dict[str, Any]:
+    """Return a call's arguments; a cut-off answer may have broken ones."""
+    try:
+        found = json.loads(arguments)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def final_figures(reason: str, n_prompt: int, n_generated: int, timing: Timing) -> dict[str, Any]:

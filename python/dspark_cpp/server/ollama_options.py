@@ -1,7 +1,7 @@
 """Ollama's `options` to sampling parameters. Pure.
 
-Defaults are Ollama's, except that no repetition penalty applies unless one is asked for: ours looks at the whole text, not
-at the last 64 tokens.
+Defaults are Ollama's, except that no repetition penalty applies unless one is asked for: ours looks at the whole text,
+not at the last 64 tokens.
 """
 
 from __future__ import annotations
@@ -81,7 +81,8 @@ def read_options(
     BadRequestError
         If an option is out of its range.
     """
-    fields = Fields({**defaults, **{name: value for name, value in (given or {}).items() if value is not None}}, "options.")
+    own = {name: value for name, value in (given or {}).items() if value is not None}
+    fields = Fields({**defaults, **own}, "options.")
     n_predict = fields.integer("num_predict", -1)
     assert n_predict is not None
     n_ctx = fields.integer("num_ctx")

@@ -32,7 +32,12 @@ __all__ = [
 _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 _MAX_TOP_LOGPROBS = 20
 _MAX_CHOICES = 8
-_ERROR_TYPES = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
+_ERROR_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -290,7 +295,7 @@ def _tool(tool: Fields, limits: Limits) -> dict[str, Any]:
 
 
 def _prompts(body: Fields, limits: Limits) -> list[str | list[int]]:
-    """A prompt is a text, token ids, or a list of either."""
+    """Return the prompts; each is a text, or token ids."""
     value = body.values.get("prompt")
     if value is None:
         raise BadRequestError("prompt must be given", param="prompt")

@@ -1,5 +1,6 @@
-"""From a request to what the engine takes: tokens, options, grammar, and how the answer is to be read. Event loop only;
-tokenizing long texts runs in a thread.
+"""From a request to what the engine takes: tokens, options, grammar, and how the answer is to be read.
+
+Event loop only; tokenizing long texts runs in a thread.
 """
 
 from __future__ import annotations
@@ -138,7 +139,7 @@ def _grammar_of_plan(model: LoadedModel, plan: Mapping[str, Any]) -> _core.Gramm
 
 
 def _token_of(model: LoadedModel, name: str) -> int:
-    """The token of this name, -1 if it takes several."""
+    """Return the token of this name, -1 if it takes several."""
     tokens = model.llm.tokenize(name, add_special=False)
     return tokens[0] if len(tokens) == 1 else -1
 

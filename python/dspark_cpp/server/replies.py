@@ -109,7 +109,7 @@ class ReplyReader:
         return message if keeps else self._message
 
     def _read_leniently(self, parser: _core.ChatParser) -> dict[str, Any]:
-        """An answer that was cut off, or breaks its format: what could be read, else all of it as content."""
+        """Read an answer that was cut off, or breaks its format: what can be read, else all of it as content."""
         try:
             message: dict[str, Any] = json.loads(parser.parse(self._text, True))
         except ValueError:

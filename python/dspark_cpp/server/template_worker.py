@@ -1,8 +1,8 @@
 """A process of its own for chat templates and JSON schemas: run as `python -m dspark_cpp.server.template_worker`.
 
-A template comes with a model's file and is a program: it may loop for hours or fill the memory. Here it can do so without
-the server: the parent ends this process after a time, the memory is limited, the environment is bare. One JSON value per
-line comes in, one goes out.
+A template comes with a model's file and is a program: it may loop for hours or fill the memory. Here it can do so
+without the server: the parent ends this process after a time, the memory is limited, the environment is bare. One JSON
+value per line comes in, one goes out.
 """
 
 from __future__ import annotations
