@@ -46,7 +46,7 @@ async def answer(context: ServerContext, request: Request, *, is_chat: bool) -> 
     if not call.stream:
         return JSONResponse(await attended(request.receive, deadline, _join(objects, call)))
     # The first object decides between an HTTP error and a stream.
-    first = await attended(request.receive, deadline, anext(objects))  # type: ignore[arg-type]
+    first = await attended(request.receive, deadline, anext(objects))
     last_word = _line({"error": deadline.problem.message})
     return StreamReply(_lines(first, objects), _MEDIA_TYPE, deadline, last_word)
 

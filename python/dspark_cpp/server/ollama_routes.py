@@ -299,7 +299,7 @@ async def _progress(context: ServerContext, request: Request, body: Fields, work
     """Run a generator of records in a thread; as lines, or its last record alone."""
     deadline = context.deadline()
     records = _records(work())
-    first = await attended(request.receive, deadline, anext(records))  # type: ignore[arg-type]
+    first = await attended(request.receive, deadline, anext(records))
     if body.flag("stream", True):
         last_word = _line({"error": deadline.problem.message})
         return StreamReply(_lines(first, records), "application/x-ndjson", deadline, last_word)

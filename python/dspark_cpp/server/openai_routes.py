@@ -61,7 +61,7 @@ async def _complete(context: ServerContext, request: Request, *, is_chat: bool) 
     if not call.stream:
         return JSONResponse(await attended(request.receive, deadline, answer.whole()))
     chunks = answer.chunks()
-    first = await attended(request.receive, deadline, anext(chunks))  # type: ignore[arg-type]
+    first = await attended(request.receive, deadline, anext(chunks))
     last_word = _event(openai_api.error_body(deadline.problem))
     return StreamReply(_events(first, chunks), "text/event-stream", deadline, last_word, {"Cache-Control": "no-cache"})
 

@@ -35,6 +35,8 @@ class Job:
         Reads tool calls and thinking out of the text; None: all of it is content.
     shown
         Special tokens whose names are part of the text for `parser`.
+    opening
+        How the answer begins, in the prompt already.
     """
 
     prompt: list[int]
@@ -42,6 +44,7 @@ class Job:
     grammar: _core.Grammar | None = None
     parser: _core.ChatParser | None = None
     shown: frozenset[int] = frozenset()
+    opening: str = ""
 
 
 async def prepare(model: LoadedModel, request: GenerationRequest) -> Job:
@@ -70,19 +73,48 @@ async def prepare(model: LoadedModel, request: GenerationRequest) -> Job:
 
 async def _prepare_chat(model: LoadedModel, request: GenerationRequest, chat: ChatRequest, limit: int) -> Job:
     _check_abilities(model, chat)
+    if chat.tool_choice == "required" and not (model.supports_thinking and chat.think is not False):
+        return await _prepare_call(model, request, chat)
     plan, prompt = await _render(model, chat)
     if request.truncates and len(prompt) >= limit:
         plan, prompt = await _shorten(model, chat, limit)
     grammar = None
     if plan["grammar"]:
         grammar = await asyncio.to_thread(_grammar_of_plan, model, plan)
+    return _chat_job(model, request, chat, plan, [*request.context, *prompt], grammar)
+
+
+async def _prepare_call(model: LoadedModel, request: GenerationRequest, chat: ChatRequest) -> Job:
+    """Prepare an answer that must be a call of a tool.
+
+    llama.cpp's grammar for this lets any text come before the call, and a model that talks on never gets to it. So the
+    answer begins with the mark of a call, as part of the prompt, where the format has one.
+    """
+    plan, prompt = await _render(model, replace(chat, tool_choice="auto"))
+    if not plan["trigger_words"]:
+        plan, prompt = await _render(model, chat)
+        return _chat_job(model, request, chat, plan, prompt, await asyncio.to_thread(_grammar_of_plan, model, plan))
+    mark = plan["trigger_words"][0]
+    prompt += model.llm.tokenize(mark, add_special=False)
+    grammar = await asyncio.to_thread(_core.Grammar, model.llm.model, plan["grammar"], prefill=mark)
+    return replace(_chat_job(model, request, chat, plan, prompt, grammar), opening=mark)
+
+
+def _chat_job(
+    model: LoadedModel,
+    request: GenerationRequest,
+    chat: ChatRequest,
+    plan: Mapping[str, Any],
+    prompt: list[int],
+    grammar: _core.Grammar | None,
+) -> Job:
     needs_parser = bool(chat.tools) or bool(plan["supports_thinking"])
     parser = _core.ChatParser(json.dumps(plan), bool(chat.tools)) if needs_parser else None
     params = request.params
     if plan["stops"]:
         params = replace(params, stop=(*params.stop_strings, *plan["stops"]))
     shown = frozenset(_token_of(model, name) for name in plan["preserved_tokens"]) - {-1}
-    return Job([*request.context, *prompt], params, grammar, parser, shown if parser else frozenset())
+    return Job(prompt, params, grammar, parser, shown if parser else frozenset())
 
 
 def _check_abilities(model: LoadedModel, chat: ChatRequest) -> None:

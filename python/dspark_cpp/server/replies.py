@@ -33,7 +33,7 @@ class ReplyReader:
         self._model = model
         self._job = job
         self._stream = TextStream(job.params.stop_strings)
-        self._text = ""  # for the parser, which reads from the beginning each time
+        self._text = job.opening  # for the parser, which reads from the beginning each time
         self._message = _EMPTY
         self._call_ids: list[str] = []
 
