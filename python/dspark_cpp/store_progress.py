@@ -47,7 +47,8 @@ class _Display:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        if self._console.is_terminal:
+            self._progress.stop()
 
     def show(self, record: dict[str, Any]) -> None:
         status = str(record.get("status", ""))

@@ -36,6 +36,9 @@ def pull_file(blobs: BlobStore, file: HubFile) -> Iterator[Record]:
     PullError
         If the hub does not deliver, its bytes are not what it promised, or the disk is full.
     """
+    if blobs.has(file.digest):
+        yield _progress(file, file.size)
+        return
     while not blobs.has(file.digest):
         try:
             with blobs.partial(file.digest) as partial:
@@ -43,7 +46,6 @@ def pull_file(blobs: BlobStore, file: HubFile) -> Iterator[Record]:
         except BlockingIOError:
             yield {"status": f"waiting for another pull of {file.name}"}
             time.sleep(_WAIT_SECONDS)
-    yield _progress(file, file.size)
 
 
 def _fill(blobs: BlobStore, file: HubFile, partial: BinaryIO) -> Iterator[Record]:
