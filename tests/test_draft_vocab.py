@@ -184,7 +184,7 @@ def test_bad_corpus_is_refused(
     (tmp_path / name).write_bytes(content)
     with pytest.raises(error, match=message):
         convert_reduced(f32_target, tmp_path / "d.gguf", 256, tmp_path / name)
-    with pytest.raises(ModelLoadError, match="cannot read .*none"):
+    with pytest.raises(ModelLoadError, match=r"cannot read .*none"):
         convert_reduced(f32_target, tmp_path / "d.gguf", 256, tmp_path / "none")
 
 

@@ -84,7 +84,7 @@ def write_gguf_keys(
     DSparkError
         If the file cannot be written.
     """
-    file = GGUFFile(path)
+    file = GGUFFile(Path(path))
     _check_block_size(calibration, file.get("dflash.block_size"), Path(path))
     kept = {key: file.encoded(key) for key in file.values if not key.startswith(_PREFIX)}
     destination = Path(path) if output is None else Path(output)
@@ -101,7 +101,7 @@ def read_gguf_keys(path: str | os.PathLike[str]) -> Calibration | None:
     ModelLoadError
         Naming the file and the key that is missing or wrong.
     """
-    file = GGUFFile(path)
+    file = GGUFFile(Path(path))
     if not any(key.startswith(_PREFIX) for key in file.values):
         return None
     try:
@@ -163,10 +163,14 @@ def describe_target(path: str | os.PathLike[str]) -> str:
     ModelLoadError
         If it is no GGUF file.
     """
-    file = GGUFFile(path)
+    file = GGUFFile(Path(path))
     name, file_type = file.get("general.name"), file.get("general.file_type")
     try:
-        type_name = LlamaFileType(file_type).name.removeprefix("MOSTLY_").removeprefix("ALL_")
+        type_name = (
+            LlamaFileType(int(file_type if file_type is not None else -1))
+            .name.removeprefix("MOSTLY_")
+            .removeprefix("ALL_")
+        )
     except ValueError:
         type_name = "unknown type"
     return f"{name or Path(path).stem}, {type_name}"

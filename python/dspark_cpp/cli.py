@@ -10,7 +10,7 @@ import contextlib
 import io
 import sys
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -40,6 +40,12 @@ _ENGINE = EngineConfig()
 _DEMO = DemoConfig()
 
 _CHAT_HELP = "/clear forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer."
+
+
+_FORWARDED: dict[str, Any] = {  # commands with a parser of their own, imported when they are called
+    "add_help_option": False,
+    "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True},
+}
 
 
 def main() -> None:
@@ -147,24 +153,42 @@ def demo(
     run_demo(DemoConfig(n_repeats=n_repeats, max_tokens=max_tokens))
 
 
-@app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(**_FORWARDED)
 def inspect(context: typer.Context) -> None:
     """Show what a target or drafter GGUF is, and whether two fit together."""
     from dspark_cpp.convert.cli import inspect_command
 
-    command = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    command.command()(inspect_command)
-    command(context.args, prog_name="dspark inspect")
+    _forward(inspect_command, context.args, "dspark inspect")
 
 
-@app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(**_FORWARDED)
 def bench(context: typer.Context) -> None:
     """Measure plain decoding, every draft length and every policy in turns."""
     from dspark_cpp.bench.cli import bench_command
 
+    _forward(bench_command, context.args, "dspark bench")
+
+
+@app.command(**_FORWARDED)
+def calibrate(context: typer.Context) -> None:
+    """Fit a drafter's confidence to a target, and measure it on held-out prompts."""
+    from dspark_cpp.calibrate_cli import calibrate_command
+
+    _forward(calibrate_command, context.args, "dspark calibrate")
+
+
+@app.command(**_FORWARDED)
+def profile(context: typer.Context) -> None:
+    """Show what a pass costs on this machine, where the cost jumps, and which draft length pays."""
+    from dspark_cpp.bench.profile_cli import profile_command
+
+    _forward(profile_command, context.args, "dspark profile")
+
+
+def _forward(function: Callable[..., None], arguments: list[str], name: str) -> None:
     command = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    command.command()(bench_command)
-    command(context.args, prog_name="dspark bench")
+    command.command()(function)
+    command(arguments, prog_name=name)
 
 
 def _open_model(model: str, draft: str | None, engine: dict[str, Any]) -> LLM:

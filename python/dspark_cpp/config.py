@@ -7,10 +7,13 @@ knows no engine, no text, no thread.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Literal, TypedDict, get_args
+
+from dspark_cpp.calibration import Calibration
 
 __all__ = [
     "CalibrateConfig",
@@ -187,6 +190,8 @@ class EngineConfig:
     costs : {"auto", "measure", "none"}
         Where "adaptive" and "algorithm1" learn what a pass costs on this machine: from the cache of measured costs, or
         at load in at most 3 seconds; always at load; only while running.
+    calibration : path or Calibration, optional
+        What `dspark calibrate` fitted. None: the file beside the drafter, else what the drafter's own file holds.
     draft_window : int
         Newest tokens the drafter can see. Drafters are trained at 4096, and fall apart far beyond it.
     max_queue : int
@@ -219,6 +224,7 @@ class EngineConfig:
     policy: Policy = "adaptive"
     objective: Objective = "throughput"
     costs: CostSource = "auto"
+    calibration: str | os.PathLike[str] | Calibration | None = None
     draft_window: int = 4096
     max_queue: int = 512
     flash_attention: bool | None = None
@@ -237,6 +243,8 @@ class EngineConfig:
         _check_choice("objective", self.objective, get_args(Objective))
         _check_choice("costs", self.costs, get_args(CostSource))
         _store(self, "policy", _policy(self.policy))
+        if not isinstance(self.calibration, str | os.PathLike | Calibration | None):
+            raise TypeError(f"calibration must be a path or a Calibration, got {self.calibration!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -281,7 +289,7 @@ class CalibrateConfig:
 
     rules: tuple[str, ...] = ("exact", "rejection", "block")
     temperatures: tuple[float, ...] = (0.0, 0.7, 1.0)
-    n_tokens: int = 20_000
+    n_tokens: int = 8_000
     max_tokens: int = 192
     seed: int = 0
 
@@ -335,6 +343,7 @@ class EngineOptions(TypedDict, total=False):
     policy: Policy
     objective: Objective
     costs: CostSource
+    calibration: str | os.PathLike[str] | Calibration | None
     draft_window: int
     max_queue: int
     flash_attention: bool | None

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, Unpack, overload
 
 from dspark_cpp import _core
+from dspark_cpp.calibration_files import find_calibration
 from dspark_cpp.chat import Chunk, Completion, Message, ReplyBuilder, render_chat, without_second_bos
 from dspark_cpp.config import EngineConfig, EngineOptions, SamplingParams, checked_text, params_per_prompt
 from dspark_cpp.cost_cache import prepare_costs
@@ -138,6 +139,11 @@ class LLM:
     def stats(self) -> _core.EngineStats:
         """Totals of the engine since it was made."""
         return self._engine.stats
+
+    @property
+    def costs(self) -> _core.CostCurves:
+        """What passes cost on this machine, with what was learned since; waits for a running step."""
+        return self._engine.costs
 
     @property
     def n_ctx(self) -> int:
@@ -413,11 +419,22 @@ def _make_engine(
         n_candidates=config.n_candidates,
         policy=str(config.policy),
         objective=config.objective,
+        calibration=_calibration(target, drafter, config),
         draft_window=config.draft_window,
         max_queue=config.max_queue,
         flash_attention=config.flash_attention,
         synthetic_acceptance=synthetic_acceptance,
     )
+
+
+def _calibration(
+    target: _core.Model, drafter: _core.Model | None, config: EngineConfig
+) -> list[tuple[str, float, tuple[float, ...], tuple[float, ...]]]:
+    if drafter is None:
+        return []
+    block_size = drafter.drafter_info.block_size
+    found = find_calibration(drafter.path, block_size, target=target.path, calibration=config.calibration)
+    return [(entry.rule, entry.temperature, entry.sts, entry.acceptance) for entry in found.entries] if found else []
 
 
 def _request_options(params: SamplingParams, seed: int, grammar: _core.Grammar | None = None) -> _core.RequestOptions:

@@ -118,12 +118,14 @@ def ways_of(policies: str, block_size: int) -> list[str]:
     return ways
 
 
-def request_options(way: str, temperature: float, n_tokens: int, seed: int) -> _core.RequestOptions:
-    """Return the options of a request that is decoded in a way for exactly `n_tokens` tokens."""
+def request_options(
+    way: str, temperature: float, n_tokens: int, seed: int, *, ignores_end: bool = False
+) -> _core.RequestOptions:
+    """Return the options of a request of at most `n_tokens` tokens that is decoded in a way."""
     return _core.RequestOptions(
         max_tokens=n_tokens,
         temperature=temperature,
         seed=seed,
-        ignore_eos=True,
+        ignore_eos=ignores_end,
         policy=None if way == PLAIN else way,
     )

@@ -41,7 +41,8 @@ def bench_command(
     domains: Annotated[str, typer.Option(help="Names of domains, `mixed` traffic of all of them, or `all`.")] = "all",
     prompts: Annotated[Path | None, typer.Option(help="JSON object: lists of questions by domain.")] = None,
     prompt_tokens: Annotated[int, typer.Option(min=0, help="Length of every prompt; 0: as it is.")] = 0,
-    n_tokens: Annotated[int, typer.Option("--n-tokens", "-n", min=2, help="Tokens of every answer.")] = 96,
+    n_tokens: Annotated[int, typer.Option("--n-tokens", "-n", min=2, help="Most tokens of an answer.")] = 96,
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after the end of text.")] = False,
     n_prompts: Annotated[int, typer.Option(min=1, help="Answers of a run, at least one per stream.")] = 3,
     repeats: Annotated[int, typer.Option(min=1, help="Turns of every way.")] = 3,
     budget: Annotated[float, typer.Option(help="Seconds after which no further repetition begins.")] = 1e9,
@@ -85,7 +86,7 @@ def bench_command(
             questions = dict.fromkeys(rates, texts)
         workload = Workload.build(questions, lambda text: _tokenize(pair.target, text), prompt_tokens)
         cells = _cells(workload, domains, temperatures, concurrency)
-        plan = Plan(n_tokens, n_prompts, repeats, budget)
+        plan = Plan(n_tokens, n_prompts, repeats, budget, ignores_end=rates is not None or ignore_eos)
         runs, reports = _measure_all(console, pair, workload, cells, ways_of(policies, pair.block_size), plan)
     if profile:
         _show_splits(console, reports)

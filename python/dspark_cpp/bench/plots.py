@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate, pairwise
+from operator import mul
 from pathlib import Path
 from typing import Any
 
 from dspark_cpp.bench.cases import PLAIN
 from dspark_cpp.bench.report import CellReport, WayReport
 
-__all__ = ["draw_all", "save_figure"]
+__all__ = ["conditional_acceptance", "draw_all", "new_figure", "save_figure"]
 
 _FULL = 7
 _PANEL_INCHES = (3.4, 2.9)
@@ -64,6 +66,20 @@ def save_figure(figure: Any, stem: Path, note: str = "") -> list[Path]:
     for path in paths:
         figure.savefig(path, dpi=150)
     return paths
+
+
+@contextmanager
+def new_figure(inches: tuple[float, float], n_panels: int) -> Iterator[tuple[Any, Any]]:
+    """Open a figure with panels side by side; yields it and its axes.
+
+    Raises
+    ------
+    ImportError
+        Without matplotlib.
+    """
+    with _pyplot() as pyplot:
+        figure, axes = pyplot.subplots(1, n_panels, figsize=inches, squeeze=False, layout="constrained")
+        yield figure, axes[0]
 
 
 @contextmanager
@@ -138,21 +154,26 @@ def _throughput(axis: Any, reports: Sequence[CellReport]) -> None:
 def _accepted(axis: Any, reports: Sequence[CellReport]) -> None:
     """Bars: of the drafts sent to the target at a position, how many were accepted; line: the whole prefix."""
     way = _longest_fixed(reports)
-    scheduled, accepted = _scheduled(reports[0]), [0] * len(_scheduled(reports[0]))
-    for report in reports:
-        own = report.ways[way]
-        accepted = [a + b for a, b in zip(accepted, own.accepted_per_position, strict=True)]
-    scheduled = [sum(column) for column in zip(*(r.ways[way].scheduled_per_position for r in reports), strict=True)]
-    positions = [k + 1 for k, n in enumerate(scheduled) if n > 0]
-    before = [scheduled[0], *accepted]
-    conditional = [accepted[k - 1] / max(min(before[k - 1], scheduled[k - 1]), 1) for k in positions]
-    prefix = [accepted[k - 1] / scheduled[k - 1] for k in positions]
-    axis.bar(positions, conditional, width=0.62, color="#c9d7e3", label="given that those before it were")
-    axis.plot(positions, prefix, marker="o", color="#2e6f95", label="whole prefix")
+    own = [report.ways[way] for report in reports]
+    scheduled = [sum(column) for column in zip(*(one.scheduled_per_position for one in own), strict=True)]
+    accepted = [sum(column) for column in zip(*(one.accepted_per_position for one in own), strict=True)]
+    conditional = conditional_acceptance(scheduled, accepted)
+    positions = range(1, len(conditional) + 1)
+    axis.bar(positions, conditional, width=0.62, color="#c9d7e3", label="given that all before it were")
+    axis.plot(positions, list(accumulate(conditional, mul)), marker="o", color="#2e6f95", label="whole prefix")
     axis.set_xticks(positions)
-    axis.set_ylim(0, 1)
+    axis.set_ylim(0, 1.04)
     axis.set_xlabel(f"position in the block ({way})")
     axis.set_ylabel("accepted")
+
+
+def conditional_acceptance(scheduled: Sequence[int], accepted: Sequence[int]) -> list[float]:
+    """Return P(draft k accepted | all before it were), as far as drafts were verified.
+
+    Rounds at the end of an answer verify fewer drafts; they are taken to have been accepted like the others.
+    """
+    prefix = [a / s for a, s in zip(accepted, scheduled, strict=True) if s > 0]
+    return [min(one / before, 1.0) if before > 0 else 0.0 for before, one in pairwise([1.0, *prefix])]
 
 
 def _longest_fixed(reports: Sequence[CellReport]) -> str:

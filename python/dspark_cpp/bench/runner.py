@@ -20,7 +20,7 @@ from dspark_cpp.engine_loop import EngineLoop, RequestGroup
 from dspark_cpp.errors import DSparkError
 from dspark_cpp.llm import LLM
 
-__all__ = ["Pair", "Plan", "Run", "measure"]
+__all__ = ["Pair", "Plan", "Run", "Stream", "answer_wave", "measure"]
 
 _N_WARM_UP = 12
 _PARTS = ("draft", "verify", "inject", "host")
@@ -38,6 +38,8 @@ class Plan:
         Fewest answers of a run; a run has at least as many as streams.
     n_repeats
         Times that every way takes its turn.
+    ignores_end
+        Go on after an end-of-text token: for random weights, which have no ends.
     budget_s
         No repetition but the first begins later than this.
     """
@@ -46,6 +48,7 @@ class Plan:
     n_prompts: int
     n_repeats: int
     budget_s: float
+    ignores_end: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +135,7 @@ class Pair:
 
 
 @dataclass(slots=True)
-class _Stream:
+class Stream:
     """One request as its caller sees it."""
 
     submitted: float
@@ -142,6 +145,7 @@ class _Stream:
     stats: _core.RequestStats | None = None
 
     def feed(self, event: _core.Event, now: float) -> None:
+        """Take in an event that arrived at a time."""
         if event.finish_reason == "error":
             raise DSparkError(f"cannot measure: {event.error}")
         if event.tokens:
@@ -152,6 +156,9 @@ class _Stream:
 
     @property
     def speed(self) -> float:
+        """Tokens per second after the first token; 0 for an answer without text."""
+        if not self.arrivals:
+            return 0.0
         n_after_first = sum(n for at, n in self.arrivals) - self.arrivals[0][1]
         return n_after_first / max(self.last - self.first, 1e-9)
 
@@ -215,7 +222,7 @@ def _by_engine(turns: Sequence[str]) -> list[tuple[bool, list[str]]]:
 
 def _warm_up(llm: LLM, workload: Workload, cell: Cell, way: str) -> None:
     prompts = [(domain, prompt[-32:]) for domain, prompt in workload.take(cell.domain, cell.n_streams)]
-    _wave(llm.loop, prompts, [request_options(way, cell.temperature, _N_WARM_UP, 0)] * len(prompts))
+    answer_wave(llm.loop, prompts, [request_options(way, cell.temperature, _N_WARM_UP, 0)] * len(prompts))
 
 
 def _run(llm: LLM, workload: Workload, cell: Cell, way: str, plan: Plan, repeat: int) -> Run:
@@ -227,21 +234,29 @@ def _run(llm: LLM, workload: Workload, cell: Cell, way: str, plan: Plan, repeat:
         first = wave * cell.n_streams
         prompts = workload.take(cell.domain, cell.n_streams, first)
         seeds = [workload.seed(domain, repeat * 1000 + first + i) for i, (domain, _) in enumerate(prompts)]
-        options = [request_options(way, cell.temperature, plan.n_tokens, seed) for seed in seeds]
-        waves.append(_wave(llm.loop, prompts, options))
+        options = [
+            request_options(way, cell.temperature, plan.n_tokens, seed, ignores_end=plan.ignores_end) for seed in seeds
+        ]
+        waves.append(answer_wave(llm.loop, prompts, options))
     elapsed_ms = 1000 * (time.perf_counter() - began)
     return _as_run(cell, way, repeat, waves, _difference(before, llm.stats), elapsed_ms)
 
 
-def _wave(
+def answer_wave(
     loop: EngineLoop, prompts: Sequence[tuple[str, Sequence[int]]], options: Sequence[_core.RequestOptions]
-) -> list[_Stream]:
-    """Answer prompts side by side."""
-    streams: dict[int, _Stream] = {}
+) -> list[Stream]:
+    """Answer prompts, given with their domains, side by side; returns one stream per prompt, in their order.
+
+    Raises
+    ------
+    DSparkError
+        If an answer ends with an error.
+    """
+    streams: dict[int, Stream] = {}
     with RequestGroup(loop) as group:
         for (_, prompt), one in zip(prompts, options, strict=True):
             now = time.perf_counter()
-            streams[group.submit(prompt, one)] = _Stream(now)
+            streams[group.submit(prompt, one)] = Stream(now)
         while group.n_open:
             event = group.next_event()
             streams[event.request_id].feed(event, time.perf_counter())
@@ -254,13 +269,14 @@ def _difference(before: _core.EngineStats, after: _core.EngineStats) -> dict[str
 
 
 def _as_run(
-    cell: Cell, way: str, repeat: int, waves: Sequence[Sequence[_Stream]], steps: dict[str, float], elapsed_ms: float
+    cell: Cell, way: str, repeat: int, waves: Sequence[Sequence[Stream]], steps: dict[str, float], elapsed_ms: float
 ) -> Run:
     windows = [(max(s.first for s in wave), max(s.last for s in wave)) for wave in waves]
     n_tokens = sum(
         n for wave, (begin, _) in zip(waves, windows, strict=True) for s in wave for at, n in s.arrivals if at > begin
     )
     streams = [stream for wave in waves for stream in wave]
+    speeds = [stream.speed for stream in streams if stream.arrivals]
     stats = [stream.stats for stream in streams if stream.stats is not None]
     names = ("n_prompt", "n_rounds", "n_drafted", "n_scheduled", "n_accepted", "n_committed")
     counts = {name: sum(getattr(one, name) for one in stats) for name in names} | {"n_steps": int(steps["n_steps"])}
@@ -271,8 +287,8 @@ def _as_run(
         repeat,
         n_tokens,
         sum(end - begin for begin, end in windows),
-        sum(stream.speed for stream in streams) / len(streams),
-        1000 * sum(stream.first - stream.submitted for stream in streams) / len(streams),
+        sum(speeds) / max(len(speeds), 1),
+        1000 * sum(s.first - s.submitted for s in streams if s.arrivals) / max(len(speeds), 1),
         counts,
         [sum(column) for column in zip(*(one.scheduled_per_position for one in stats), strict=True)],
         [sum(column) for column in zip(*(one.accepted_per_position for one in stats), strict=True)],

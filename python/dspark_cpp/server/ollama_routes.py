@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from dspark_cpp.convert.gguf_file import GGUFFile
 from dspark_cpp.server import ollama_api
 from dspark_cpp.server.catalog import Entry
 from dspark_cpp.server.context import ServerContext
@@ -24,6 +25,7 @@ from dspark_cpp.server.ollama_answers import answer
 from dspark_cpp.server.problems import BadRequestError, problem_of
 from dspark_cpp.server.settings import parse_duration
 from dspark_cpp.store import Modelfile, checked_digest, parse_modelfile
+from dspark_cpp.store.model_files import list_capabilities
 
 __all__ = ["ollama_routes"]
 
@@ -114,10 +116,7 @@ async def _show(context: ServerContext, request: Request) -> Response:
 
 
 def _describe(entry: Entry, is_verbose: bool) -> dict[str, Any]:
-    from dspark_cpp.convert.gguf_file import GGUFFile
-    from dspark_cpp.store.model_files import list_capabilities
-
-    values = dict(GGUFFile(entry.target).values)
+    values = _metadata(GGUFFile(entry.target), is_verbose)
     parameters = "\n".join(
         f"{name:<30} {json.dumps(value) if isinstance(value, str) else value}"
         for name, given in entry.parameters.items()
@@ -133,21 +132,24 @@ def _describe(entry: Entry, is_verbose: bool) -> dict[str, Any]:
     return found | {
         "details": dict(entry.details),
         "messages": list(entry.messages),
-        "model_info": {name: _plain(name, value, is_verbose) for name, value in values.items()},
+        "model_info": values,
         "capabilities": list(list_capabilities(entry.target)),
         "modified_at": ollama_api.timestamp(entry.modified_at),
     }
 
 
-def _plain(name: str, value: Any, is_verbose: bool) -> Any:
-    """Long lists are left out unless asked for, and numbers are JSON's."""
-    if name in _TOKENIZER_LISTS and not is_verbose:
-        return None
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value if isinstance(value, str | int | float | bool | list | type(None)) else str(value)
+def _metadata(file: GGUFFile, is_verbose: bool) -> dict[str, Any]:
+    """Return a file's keys; long lists of the tokenizer are null unless asked for, as Ollama does it."""
+    found: dict[str, Any] = {}
+    for name, value in file.values.items():
+        if value.is_array:
+            is_shown = is_verbose or name not in _TOKENIZER_LISTS
+            texts = [text.decode("utf-8", "replace") for text in file.get_strings(name) or ()] if is_shown else []
+            found[name] = (file.get_numbers(name) or texts) if is_shown else None
+        else:
+            one = file.get(name)
+            found[name] = None if isinstance(one, float) and not math.isfinite(one) else one
+    return found
 
 
 # ---- embeddings ----
