@@ -7,6 +7,7 @@
 namespace dspark {
 
 void Engine::commit() {
+    const auto begin = Clock::now();
     context_rows_.clear();
     for (Lane& lane : lanes_) {
         if (lane.n_rows == 0) {
@@ -18,6 +19,7 @@ void Engine::commit() {
             finish(*lane.request, FinishReason::error, error.what()); // its logits or options: nobody else's fault
         }
     }
+    step_.sample_ms = milliseconds_since(begin);
     inject();
 }
 
@@ -44,6 +46,11 @@ void Engine::commit_round(Lane& lane) {
         target_->remove(request.sequence, request.n_cached);
     }
 
+    if (lane.is_drafting) {
+        scheduler_->observe_round(proposals_[lane.proposal], lane.prefix_len, result.n_accepted);
+    }
+    record_decision(lane);
+
     RequestStats& stats = request.stats;
     const int32_t n_drafted = lane.is_drafting ? static_cast<int32_t>(drafts_[lane.draft].tokens.size()) : 0;
     stats.n_rounds += 1;
@@ -55,11 +62,43 @@ void Engine::commit_round(Lane& lane) {
         stats.accepted_per_position[static_cast<size_t>(k)] += k < n_accepted ? 1 : 0;
     }
     const int32_t n_before = stats.n_committed;
+    if (request.options.trace) {
+        trace_round(lane, result);
+    }
     append(lane, result);
     step_.n_drafted += n_drafted;
     step_.n_scheduled += lane.prefix_len;
     step_.n_accepted += n_accepted;
     step_.n_committed += stats.n_committed - n_before;
+}
+
+void Engine::record_decision(const Lane& lane) {
+    RequestStats& stats = lane.request->stats;
+    const DraftDecision decision = proposals_[lane.proposal].decision;
+    stats.n_probes += decision == DraftDecision::probe ? 1 : 0;
+    step_.n_probes += decision == DraftDecision::probe ? 1 : 0;
+    if (decision != DraftDecision::parked) {
+        return;
+    }
+    stats.n_parked += 1;
+    step_.n_parked += 1;
+    const Scheduler::Outlook& outlook = scheduler_->outlook();
+    stats.park_tokens = outlook.n_tokens;
+    stats.park_extra_ms = outlook.extra_ms;
+    stats.park_plain_ms = outlook.plain_ms;
+}
+
+void Engine::trace_round(const Lane& lane, const VerifyResult& result) {
+    RoundRecord& record = event_of(*lane.request).rounds.emplace_back();
+    if (lane.is_drafting) {
+        const BlockDraft& draft = drafts_[lane.draft];
+        record.n_drafted = static_cast<int32_t>(draft.tokens.size());
+        record.confidence_logits = draft.confidence_logits;
+    }
+    record.prefix_len = lane.prefix_len;
+    record.n_accepted = result.n_accepted;
+    record.draft_ms = step_.draft_ms;
+    record.verify_ms = step_.verify_ms;
 }
 
 // Accepted drafts that become text: up to an end-of-generation token, that token included.
@@ -78,6 +117,9 @@ int32_t Engine::accepted_until_end(const Lane& lane, int32_t n_accepted) const {
 // ---- verification of one lane ----
 
 VerifyResult Engine::decide(const Lane& lane) {
+    if (synthetic_) {
+        return decide_synthetically(lane);
+    }
     const Request& request = *lane.request;
     const Verification rule = request.options.rule();
     const auto n = static_cast<size_t>(lane.prefix_len);
@@ -86,7 +128,9 @@ VerifyResult Engine::decide(const Lane& lane) {
         n > 0 ? std::span<const int32_t>(drafts_[lane.draft].tokens).first(n) : std::span<const int32_t>();
     n_pushed_ = 0;
     VerifyResult result;
-    if (rule == Verification::exact && request.options.sampling.is_greedy()) {
+    if (request.mask) {
+        result = verify_exact(tokens, [&](int32_t row) { return masked_token(lane, row); });
+    } else if (rule == Verification::exact && request.options.sampling.is_greedy()) {
         result = verify_exact(tokens, [&](int32_t row) {
             push_drafted(lane, row);
             return builder_.argmax_token(target_->logits(lane.first_row + row), request.options.sampling,
@@ -107,6 +151,16 @@ VerifyResult Engine::decide(const Lane& lane) {
     return result;
 }
 
+int32_t Engine::masked_token(const Lane& lane, int32_t row) {
+    push_drafted(lane, row);
+    const Request& request = *lane.request;
+    const auto position = static_cast<uint64_t>(request.anchor_position() + 1 + row);
+    return masked_sampler_.draw({target_->logits(lane.first_row + row), &request.options.sampling, &request.counts,
+                                 request.mask.get(), request.random.target_sample(position),
+                                 request.random.residual(position)},
+                                builder_);
+}
+
 const Distribution& Engine::target_row(const Lane& lane, int32_t row) {
     push_drafted(lane, row);
     Distribution& distribution = row_distributions_[static_cast<size_t>(row)];
@@ -115,14 +169,22 @@ const Distribution& Engine::target_row(const Lane& lane, int32_t row) {
     return distribution;
 }
 
-// Penalties at row j see the j drafted tokens before it: makes exactly n of them part of the counts.
+// Penalties and mask at row j see the j drafted tokens before it: makes exactly n of them part of both.
 void Engine::push_drafted(const Lane& lane, int32_t n) {
     TokenCounts& counts = lane.request->counts;
+    TokenMask* mask = lane.request->mask.get();
     for (; n_pushed_ < n; ++n_pushed_) {
-        counts.push_output(drafts_[lane.draft].tokens[static_cast<size_t>(n_pushed_)]);
+        const int32_t token = drafts_[lane.draft].tokens[static_cast<size_t>(n_pushed_)];
+        counts.push_output(token);
+        if (mask != nullptr) {
+            mask->push(token);
+        }
     }
     for (; n_pushed_ > n; --n_pushed_) {
         counts.pop_output(drafts_[lane.draft].tokens[static_cast<size_t>(n_pushed_ - 1)]);
+        if (mask != nullptr) {
+            mask->pop();
+        }
     }
 }
 
@@ -142,6 +204,9 @@ void Engine::append(Lane& lane, const VerifyResult& result) {
         }
         request.tokens.push_back(token);
         request.counts.push_output(token);
+        if (request.mask) {
+            request.mask->commit(token);
+        }
         event.tokens.push_back(token);
         event.drafted.push_back(is_drafted);
         if (request.options.n_logprobs >= 0) {
@@ -158,8 +223,13 @@ void Engine::append(Lane& lane, const VerifyResult& result) {
 
 // ---- after verification ----
 
+// A request that never drafts leaves no features: whoever goes on with its sequence sees that in last_position().
+bool Engine::keeps_context(const Request& request) const {
+    return drafter_ && request.options.draft_limit != 0 && policy_of(request).kind != Policy::Kind::off;
+}
+
 void Engine::keep_context(const Lane& lane, int32_t n_rows) {
-    if (!drafter_) {
+    if (!keeps_context(*lane.request)) {
         return;
     }
     for (int32_t i = 0; i < n_rows; ++i) {
@@ -180,7 +250,7 @@ void Engine::inject() {
     }
     const auto begin = Clock::now();
     drafter_->inject(context_rows_);
-    step_.inject_ms = milliseconds_since(begin);
+    step_.inject_ms += milliseconds_since(begin);
 }
 
 } // namespace dspark

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from page_stand_in import WEB, Page, serve_page
+from server.page_stand_in import WEB, Page, serve_page
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="the page needs the playwright package to be tried")
 

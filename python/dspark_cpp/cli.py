@@ -10,13 +10,14 @@ import contextlib
 import io
 import sys
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dspark_cpp.config import DemoConfig, EngineConfig, SamplingParams
 from dspark_cpp.errors import DSparkError
+from dspark_cpp.server import cli as server_cli
 from dspark_cpp.store_cli import register
 
 if TYPE_CHECKING:
@@ -39,6 +40,12 @@ _ENGINE = EngineConfig()
 _DEMO = DemoConfig()
 
 _CHAT_HELP = "/clear forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer."
+
+
+_FORWARDED: dict[str, Any] = {  # commands with a parser of their own, imported when they are called
+    "add_help_option": False,
+    "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True},
+}
 
 
 def main() -> None:
@@ -72,7 +79,7 @@ def run(
     seed: Annotated[int | None, typer.Option(help="Same seed, same text.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be repeated.")] = None,
     verification: Annotated[str, typer.Option(help="auto, exact, rejection, block.")] = _SAMPLING.verification,
-    policy: Annotated[str, typer.Option(help="auto, off, full, or drafted tokens a round.")] = str(_ENGINE.policy),
+    policy: Annotated[str, typer.Option(help="adaptive, off, full, fixed:n, threshold:p, ...")] = str(_ENGINE.policy),
     head: Annotated[str, typer.Option(help="candidates, full, graph.")] = _ENGINE.head,
     n_ctx: Annotated[int, typer.Option(help="Tokens of prompt and answer; 0: the model's.")] = _ENGINE.n_ctx,
     n_threads: Annotated[int, typer.Option(help="0: the engine's choice.")] = _ENGINE.n_threads,
@@ -146,14 +153,42 @@ def demo(
     run_demo(DemoConfig(n_repeats=n_repeats, max_tokens=max_tokens))
 
 
-@app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(**_FORWARDED)
 def inspect(context: typer.Context) -> None:
     """Show what a target or drafter GGUF is, and whether two fit together."""
     from dspark_cpp.convert.cli import inspect_command
 
+    _forward(inspect_command, context.args, "dspark inspect")
+
+
+@app.command(**_FORWARDED)
+def bench(context: typer.Context) -> None:
+    """Measure plain decoding, every draft length and every policy in turns."""
+    from dspark_cpp.bench.cli import bench_command
+
+    _forward(bench_command, context.args, "dspark bench")
+
+
+@app.command(**_FORWARDED)
+def calibrate(context: typer.Context) -> None:
+    """Fit a drafter's confidence to a target, and measure it on held-out prompts."""
+    from dspark_cpp.calibrate_cli import calibrate_command
+
+    _forward(calibrate_command, context.args, "dspark calibrate")
+
+
+@app.command(**_FORWARDED)
+def profile(context: typer.Context) -> None:
+    """Show what a pass costs on this machine, where the cost jumps, and which draft length pays."""
+    from dspark_cpp.bench.profile_cli import profile_command
+
+    _forward(profile_command, context.args, "dspark profile")
+
+
+def _forward(function: Callable[..., None], arguments: list[str], name: str) -> None:
     command = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    command.command()(inspect_command)
-    command(context.args, prog_name="dspark inspect")
+    command.command()(function)
+    command(arguments, prog_name=name)
 
 
 def _open_model(model: str, draft: str | None, engine: dict[str, Any]) -> LLM:
@@ -278,6 +313,7 @@ def _warn_of_missing_backends(build: BuildInfo) -> None:
         typer.secho(f"{bar}\n{text}\n{bar}", err=True, fg=typer.colors.RED, bold=True)
 
 
+server_cli.register(app)
 register(app)
 
 if __name__ == "__main__":

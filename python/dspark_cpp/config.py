@@ -7,18 +7,24 @@ knows no engine, no text, no thread.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Literal, TypedDict, get_args
 
+from dspark_cpp.calibration import Calibration
+
 __all__ = [
+    "CalibrateConfig",
+    "CostSource",
     "DemoConfig",
     "DraftChoice",
     "EngineConfig",
     "EngineOptions",
     "Head",
     "KVType",
+    "Objective",
     "Policy",
     "SamplingParams",
     "Verification",
@@ -30,7 +36,9 @@ Verification = Literal["auto", "exact", "rejection", "block"]
 Head = Literal["candidates", "full", "graph"]
 KVType = Literal["f16", "f32", "bf16", "q8_0", "q4_0"]
 DraftChoice = Literal["auto", "off"] | int
-Policy = Literal["auto", "off", "full"] | int
+Policy = str | int
+Objective = Literal["throughput", "latency"]
+CostSource = Literal["auto", "measure", "none"]
 
 _INT_MAX = 2**31 - 1
 _SEED_MAX = 2**64 - 1
@@ -62,7 +70,7 @@ class SamplingParams:
     logit_bias : mapping of int to float, optional
         Token id to what is added to its logit.
     seed : int, optional
-        In [0, 2**64). Same seed, same text, whatever else runs beside it. None draws a fresh one for each request.
+        In [0, 2**64). Same seed, same text (see `verification`). None draws a fresh one for each request.
     stop : str or sequence of str
         The text ends before the first of these that appears in it.
     ignore_eos : bool
@@ -70,10 +78,13 @@ class SamplingParams:
     logprobs : int, optional
         None: none. 0: the log-probability of every token chosen. n: those of the n likeliest tokens too.
     verification : {"auto", "exact", "rejection", "block"}
-        How drafted tokens are checked; each leaves the distribution of the text as it is. "auto" is "exact" at
-        temperature 0 and "block" otherwise.
+        How drafted tokens are checked; each leaves the distribution of the text as it is. "auto" is "block", which
+        accepts most, but "exact" at temperature 0 and for a request with a seed: under the other two the text, not its
+        distribution, depends on how much was drafted, and so on the machine's speed.
+    policy : str or int, optional
+        How many drafted tokens a round are verified for this request; see `EngineConfig`. None is the engine's policy.
     draft : {"auto", "off"} or int
-        Most drafted tokens a round for this request. "auto" leaves it to the engine's policy; 0 is "off".
+        Most drafted tokens a round for this request, whatever the policy says. "auto" sets no limit; 0 is "off".
 
     Raises
     ------
@@ -97,6 +108,7 @@ class SamplingParams:
     ignore_eos: bool = False
     logprobs: int | None = None
     verification: Verification = "auto"
+    policy: Policy | None = None
     draft: DraftChoice = "auto"
 
     def __post_init__(self) -> None:
@@ -106,6 +118,8 @@ class SamplingParams:
         _store(self, "stop", _stop_strings(self.stop))
         _check_bool("ignore_eos", self.ignore_eos)
         _check_choice("verification", self.verification, get_args(Verification))
+        if self.policy is not None:
+            _store(self, "policy", _policy(self.policy))
         _store(self, "draft", _count_or_choice("draft", self.draft, ("auto", "off")))
 
     def _check_lengths(self) -> None:
@@ -129,6 +143,13 @@ class SamplingParams:
     def stop_strings(self) -> tuple[str, ...]:
         """`stop` as a tuple, whatever it was given as."""
         return tuple(self.stop)
+
+    @property
+    def rule(self) -> Verification:
+        """`verification` with "auto" resolved."""
+        if self.verification != "auto":
+            return self.verification
+        return "exact" if self.temperature == 0 or self.seed is not None else "block"
 
     @property
     def draft_limit(self) -> int:
@@ -159,8 +180,18 @@ class EngineConfig:
         (the reference), or as a graph on the drafter's device.
     n_candidates : int
         Candidates per slot.
-    policy : {"auto", "off", "full"} or int
-        Drafted tokens verified a round: the engine's choice, none, the full block, or a fixed number.
+    policy : str or int
+        How many drafted tokens a round are verified. "adaptive": what pays, from measured costs and calibrated
+        confidence, for every request and step, and no draft at all where none pays. "off". "fixed:n" or n; "full" is
+        the whole block. "threshold:p": up to the first token whose raw confidence is below p. "algorithm1": the
+        paper's. Each leaves the distribution of the text as it is.
+    objective : {"throughput", "latency"}
+        What "adaptive" maximises: tokens per second of the whole engine, or each request's own speed.
+    costs : {"auto", "measure", "none"}
+        Where "adaptive" and "algorithm1" learn what a pass costs on this machine: from the cache of measured costs, or
+        at load in at most 3 seconds; always at load; only while running.
+    calibration : path or Calibration, optional
+        What `dspark calibrate` fitted. None: the file beside the drafter, else what the drafter's own file holds.
     draft_window : int
         Newest tokens the drafter can see. Drafters are trained at 4096, and fall apart far beyond it.
     max_queue : int
@@ -190,7 +221,10 @@ class EngineConfig:
     kv_type: KVType = "f16"
     head: Head = "candidates"
     n_candidates: int = 256
-    policy: Policy = "auto"
+    policy: Policy = "adaptive"
+    objective: Objective = "throughput"
+    costs: CostSource = "auto"
+    calibration: str | os.PathLike[str] | Calibration | None = None
     draft_window: int = 4096
     max_queue: int = 512
     flash_attention: bool | None = None
@@ -206,12 +240,11 @@ class EngineConfig:
             _check_bool("flash_attention", self.flash_attention)
         _check_choice("kv_type", self.kv_type, get_args(KVType))
         _check_choice("head", self.head, get_args(Head))
-        _store(self, "policy", _count_or_choice("policy", self.policy, ("auto", "off", "full")))
-
-    @property
-    def draft_length(self) -> int:
-        """`policy` as the engine takes it: -1 for the full block, else drafted tokens verified a round."""
-        return {"auto": -1, "off": 0, "full": -1}[self.policy] if isinstance(self.policy, str) else self.policy
+        _check_choice("objective", self.objective, get_args(Objective))
+        _check_choice("costs", self.costs, get_args(CostSource))
+        _store(self, "policy", _policy(self.policy))
+        if not isinstance(self.calibration, str | os.PathLike | Calibration | None):
+            raise TypeError(f"calibration must be a path or a Calibration, got {self.calibration!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,6 +265,45 @@ class DemoConfig:
     def __post_init__(self) -> None:
         _store(self, "n_repeats", _integer("n_repeats", self.n_repeats, 1, _INT_MAX))
         _store(self, "max_tokens", _integer("max_tokens", self.max_tokens, 2, _INT_MAX))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrateConfig:
+    """What a calibration measures, and for how long.
+
+    Parameters
+    ----------
+    rules : tuple of {"exact", "rejection", "block"}
+        Verification rules to calibrate at temperatures above 0. At 0 all accept the same tokens: "exact" stands for
+        them.
+    temperatures : tuple of float
+        Sampling temperatures.
+    n_tokens : int
+        Tokens to generate for each rule and temperature, half of them for the fit; fewer where the prompts run out
+        (at temperature 0 every prompt is answered once).
+    max_tokens : int
+        Most tokens per answer.
+    seed : int
+        Of the split of the prompts, and of the answers.
+    """
+
+    rules: tuple[str, ...] = ("exact", "rejection", "block")
+    temperatures: tuple[float, ...] = (0.0, 0.7, 1.0)
+    n_tokens: int = 8_000
+    max_tokens: int = 192
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for rule in self.rules:
+            _check_choice("rules", rule, ("exact", "rejection", "block"))
+        temperatures = tuple(_number("temperatures", one, 0.0, _FLOAT_MAX) for one in self.temperatures)
+        for name, values in (("rules", self.rules), ("temperatures", temperatures)):
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"{name} must hold different values, at least one, got {list(values)}")
+        _store(self, "temperatures", temperatures)
+        _store(self, "n_tokens", _integer("n_tokens", self.n_tokens, 1, _INT_MAX))
+        _store(self, "max_tokens", _integer("max_tokens", self.max_tokens, 2, _INT_MAX))
+        _store(self, "seed", _integer("seed", self.seed, 0, _INT_MAX))
 
 
 def params_per_prompt(params: object, n_prompts: int) -> list[SamplingParams]:
@@ -269,6 +341,9 @@ class EngineOptions(TypedDict, total=False):
     head: Head
     n_candidates: int
     policy: Policy
+    objective: Objective
+    costs: CostSource
+    calibration: str | os.PathLike[str] | Calibration | None
     draft_window: int
     max_queue: int
     flash_attention: bool | None
@@ -336,6 +411,28 @@ def _count_or_choice(name: str, value: object, choices: Sequence[str]) -> str | 
             raise ValueError(f"{name} must be one of {', '.join(choices)} or a number of tokens, got {value!r}")
         return value
     return _integer(name, value, 0, _INT_MAX)
+
+
+def _policy(value: object) -> str:
+    """Return the policy as the engine takes it: a number is a fixed length, "auto" the default."""
+    if not isinstance(value, str):
+        length = _integer("policy", value, 0, _INT_MAX)
+        return f"fixed:{length}" if length else "off"
+    name, _, argument = value.partition(":")
+    rule = "be off, full, fixed:n, threshold:p, algorithm1, adaptive or a number of tokens"
+    if value in ("auto", "adaptive"):
+        return "adaptive"
+    if value in ("off", "full", "algorithm1"):
+        return value
+    if name == "fixed" and argument.isascii() and argument.isdecimal():
+        return _policy(int(argument))
+    if name == "threshold":
+        try:
+            threshold = float(argument)
+        except ValueError:
+            raise ValueError(f"policy must {rule}, got {value!r}") from None
+        return f"threshold:{_number('policy threshold', threshold, 0.0, 1.0)!r}"
+    raise ValueError(f"policy must {rule}, got {value!r}")
 
 
 def _stop_strings(value: object) -> tuple[str, ...]:

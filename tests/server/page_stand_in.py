@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-WEB = Path(__file__).parents[1] / "python" / "dspark_cpp" / "server" / "web"
+WEB = Path(__file__).parents[2] / "python" / "dspark_cpp" / "server" / "web"
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
