@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 
 void register_models(pybind11::module_& module);
+void register_chat(pybind11::module_& module);
 void register_engine(pybind11::module_& module);
 void register_testing(pybind11::module_& module);
 void register_context_probe(pybind11::module_& module); // after register_testing

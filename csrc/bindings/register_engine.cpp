@@ -31,7 +31,8 @@ RequestOptions make_request_options(int32_t max_tokens, float temperature, int32
                                     float repetition_penalty, float presence_penalty, float frequency_penalty,
                                     const std::map<int32_t, float>& logit_bias, uint64_t seed, bool ignore_eos,
                                     int32_t n_logprobs, const std::string& verification,
-                                    const std::optional<std::string>& policy, int32_t draft_limit, bool trace) {
+                                    const std::optional<std::string>& policy, int32_t draft_limit, bool trace,
+                                    std::shared_ptr<TokenMask> grammar) {
     RequestOptions options;
     options.max_tokens = max_tokens;
     options.sampling.temperature = temperature;
@@ -50,6 +51,7 @@ RequestOptions make_request_options(int32_t max_tokens, float temperature, int32
         options.policy = parse_policy(*policy);
     }
     options.draft_limit = draft_limit;
+    options.mask = std::move(grammar);
     options.trace = trace;
     options.validate();
     return options;
@@ -170,7 +172,7 @@ void register_options(py::module_& module) {
              py::arg("frequency_penalty") = 0.0F, py::arg("logit_bias") = std::map<int32_t, float>{},
              py::arg("seed") = 0, py::arg("ignore_eos") = false, py::arg("n_logprobs") = -1,
              py::arg("verification") = "auto", py::arg("policy") = py::none(), py::arg("draft_limit") = -1,
-             py::arg("trace") = false)
+             py::arg("trace") = false, py::arg("grammar") = nullptr)
         .def_readonly("draft_limit", &RequestOptions::draft_limit);
 }
 

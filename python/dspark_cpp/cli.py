@@ -18,6 +18,7 @@ import typer
 
 from dspark_cpp.config import DemoConfig, EngineConfig, SamplingParams
 from dspark_cpp.errors import DSparkError
+from dspark_cpp.server import cli as server_cli
 from dspark_cpp.store_cli import register
 
 if TYPE_CHECKING:
@@ -325,6 +326,7 @@ def _warn_of_missing_backends(build: BuildInfo) -> None:
         typer.secho(f"{bar}\n{text}\n{bar}", err=True, fg=typer.colors.RED, bold=True)
 
 
+server_cli.register(app)
 register(app)
 
 if __name__ == "__main__":
