@@ -31,7 +31,7 @@ def ask(template: str, seconds: float = 2.0) -> str:
             with pytest.raises(BadRequestError) as caught:
                 await sandbox.plan_chat(REQUEST | {"template": template})
             good = await sandbox.plan_chat(REQUEST | {"template": CHATML})
-            assert good["prompt"].endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
+            assert good["prompt"].startswith("<|im_start|>user\nHi<|im_end|>")
             return str(caught.value)
         finally:
             await sandbox.close()

@@ -155,6 +155,12 @@ class EnginePool:
             await self._drop(model)
         return not self._models or self._used_bytes() + needed <= self._limit
 
+    async def _shrink(self, newest: LoadedModel) -> None:
+        """Unload idle models while all take too much: what caches take is known only after loading."""
+        for model in sorted(self._idle(), key=lambda model: model.last_used):
+            if model is not newest and self._used_bytes() > self._limit:
+                await self._drop(model)
+
     def _used_bytes(self) -> int:
         return sum(model.memory_bytes for model in self._models.values())
 
@@ -169,6 +175,7 @@ class EnginePool:
         await model.warm_up()
         model.load_seconds = time.monotonic() - begin
         self._models[entry.name] = model
+        await self._shrink(model)
         _log.info("loaded model %s in %.2f s, %d bytes", entry.name, model.load_seconds, model.memory_bytes)
 
     def _open(self, entry: Entry) -> LLM:
