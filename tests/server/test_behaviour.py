@@ -174,12 +174,16 @@ def test_first_signal_drains_and_second_stops(tmp_path):
         assert json.loads(lines[-1])["done"]
         assert server.process.wait(timeout=10) == 0
     (tmp_path / "b").mkdir()
-    with run_server(tmp_path / "b", "--demo", "--no-store", "--drain-timeout", "30") as server:
-        with server.client() as client, client.stream("POST", "/api/generate", json=LONG) as answer:
-            next(answer.iter_lines())
-            server.process.send_signal(signal.SIGTERM)
-            time.sleep(0.3)
-            server.process.send_signal(signal.SIGTERM)
-            begin = time.monotonic()
-            assert server.process.wait(timeout=10) == 130
-            assert time.monotonic() - begin < 3
+    arguments = ("--demo", "--no-store", "--drain-timeout", "30")
+    with (
+        run_server(tmp_path / "b", *arguments) as server,
+        server.client() as client,
+        client.stream("POST", "/api/generate", json=LONG) as answer,
+    ):
+        next(answer.iter_lines())
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        server.process.send_signal(signal.SIGTERM)
+        begin = time.monotonic()
+        assert server.process.wait(timeout=10) == 130
+        assert time.monotonic() - begin < 3
