@@ -252,6 +252,7 @@ void Engine::propose() {
                         options.sampling.is_greedy() ? 0.0 : options.sampling.temperature};
         proposal.policy = policy_of(*lane.request);
         proposal.most = lane.most;
+        proposal.n_waiting = drafter_ ? drafter_->n_waiting(lane.request->sequence) : 0;
         proposal.is_free = options.rule() == Verification::exact;
         lane.proposal = proposals_.size();
         proposals_.push_back(proposal);
@@ -293,6 +294,10 @@ void Engine::draft() {
     if (tasks_.empty()) {
         return;
     }
+    int32_t n_waiting = 0;
+    for (const DraftTask& task : tasks_) {
+        n_waiting += drafter_->n_waiting(task.sequence);
+    }
     const auto begin = Clock::now();
     drafts_.resize(std::max(drafts_.size(), tasks_.size()));
     drafter_->draft(tasks_, std::span(drafts_).first(tasks_.size()));
@@ -301,6 +306,9 @@ void Engine::draft() {
     }
     const DrafterTimes times = drafter_->take_times();
     step_.inject_ms = times.inject_ms;
+    if (n_waiting > 0) {
+        scheduler_->observe_injection(n_waiting, times.inject_ms);
+    }
     step_.head_ms = times.head_ms;
     step_.draft_ms = milliseconds_since(begin) - times.inject_ms;
 }

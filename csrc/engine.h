@@ -90,8 +90,8 @@ class Engine {
     [[nodiscard]] std::vector<CachePosition> cache_positions() const; // between steps
     [[nodiscard]] const EngineOptions& options() const { return options_; }
 
-    // Times passes of all sizes the engine can reach, for at most budget_ms, and gives them to the scheduler. Only while
-    // nothing runs. Throws DSparkError otherwise, EngineClosedError.
+    // Times passes of all sizes the engine can reach, for at most budget_ms, and gives them to the scheduler. Only
+    // while nothing runs. Throws DSparkError otherwise, EngineClosedError.
     CostCurves measure_costs(double budget_ms);
     // The curves with what was learned since; waits for a running step.
     [[nodiscard]] CostCurves costs() const;

@@ -225,7 +225,11 @@ void Engine::append(Lane& lane, const VerifyResult& result) {
 
 // A request that never drafts leaves no features: whoever goes on with its sequence sees that in last_position().
 bool Engine::keeps_context(const Request& request) const {
-    return drafter_ && request.options.draft_limit != 0 && policy_of(request).kind != Policy::Kind::off;
+    if (!drafter_ || request.options.draft_limit == 0) {
+        return false;
+    }
+    const Policy& policy = policy_of(request);
+    return policy.kind != Policy::Kind::off && (policy.kind != Policy::Kind::fixed || policy.length > 0);
 }
 
 void Engine::keep_context(const Lane& lane, int32_t n_rows) {

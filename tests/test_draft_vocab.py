@@ -174,7 +174,7 @@ def test_bad_options_are_refused(f32_target: Path, tmp_path: Path, options: dict
     ("name", "content", "error", "message"),
     [
         ("empty.txt", b"", ValueError, "corpus must hold text"),
-        ("bad.txt", b"\xff\xfe\x00", ModelLoadError, "cannot read .*bad.txt"),
+        ("bad.txt", b"\xff\xfe\x00", ModelLoadError, r"cannot read .*bad.txt"),
         ("bad.jsonl", b'{"text": "a"}\n{"no": 1}\n', ValueError, "line 2 of .* must be an object with a text"),
     ],
 )

@@ -26,6 +26,7 @@ LAYOUT = [
     "calibrate_run",
     "calibration_fit",
     "demo_run",
+    "info",
     "bench",
     "llm",
     "cost_cache",

@@ -101,14 +101,18 @@ py::dict curves_to_dict(const CostCurves& curves) {
     dict["verify"] = curves.verify;
     dict["prefill"] = curves.prefill;
     dict["draft"] = curves.draft;
+    dict["inject"] = curves.inject;
     dict["verify_ms_per_row_cell"] = curves.verify_ms_per_row_cell;
     dict["draft_ms_per_block_cell"] = curves.draft_ms_per_block_cell;
     return dict;
 }
 
 CostCurves curves_from_dict(const py::dict& dict) {
-    CostCurves curves{dict["verify"].cast<CostPoints>(), dict["prefill"].cast<CostPoints>(),
-                      dict["draft"].cast<CostPoints>(), dict["verify_ms_per_row_cell"].cast<double>(),
+    CostCurves curves{dict["verify"].cast<CostPoints>(),
+                      dict["prefill"].cast<CostPoints>(),
+                      dict["draft"].cast<CostPoints>(),
+                      dict["inject"].cast<CostPoints>(),
+                      dict["verify_ms_per_row_cell"].cast<double>(),
                       dict["draft_ms_per_block_cell"].cast<double>()};
     curves.validate();
     return curves;

@@ -313,6 +313,7 @@ class CostCurves(TypedDict):
     verify: list[tuple[int, float]]  # rows, each with logits
     prefill: list[tuple[int, float]]  # rows without logits
     draft: list[tuple[int, float]]  # blocks drafted in one pass
+    inject: list[tuple[int, float]]  # context rows written into the drafter's cache before a draft
     verify_ms_per_row_cell: float  # what attention adds per row and cell of the cache in use
     draft_ms_per_block_cell: float
 

@@ -200,7 +200,8 @@ def survivals(logits: ArrayLike, temperatures: ArrayLike) -> Floats:
         Each row falls from left to right.
     """
     scaled = np.asarray(logits, np.float64) / np.asarray(temperatures, np.float64)
-    return np.cumprod(_sigmoid(scaled), axis=1)
+    products: Floats = np.multiply.accumulate(_sigmoid(scaled), axis=1, dtype=np.float64)
+    return products
 
 
 def prefix_events(accepted: ArrayLike, gamma: int) -> Bools:

@@ -11,6 +11,7 @@ import io
 import sys
 import time
 from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -125,9 +126,21 @@ def run(
 
 
 @app.command()
-def info() -> None:
-    """Show what this build is and what it runs on."""
+def info(
+    target: Annotated[Path | None, typer.Argument(help="GGUF file of a target: what it takes of memory.")] = None,
+    draft: Annotated[Path | None, typer.Option("--draft", "-d", help="GGUF file of its drafter.")] = None,
+) -> None:
+    """Show what this build is and what it runs on, or what a target and its drafter take of memory."""
     from dspark_cpp._core import build_info
+
+    if target is not None:
+        from dspark_cpp.info import describe_memory
+
+        for name, value in describe_memory(target, draft).items():
+            typer.echo(f"{name:<15} {value}")
+        return
+    if draft is not None:
+        raise typer.BadParameter("--draft needs a target before it")
 
     build = build_info()
     rows = [
