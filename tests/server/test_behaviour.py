@@ -12,7 +12,13 @@ import pytest
 
 from .conftest import QUESTION, run_server
 
-LONG = {"model": "demo", "prompt": "Tell me about cats.", "options": {"num_predict": 1500, "temperature": 1, "seed": 1}}
+NUMBERS = {"type": "array", "items": {"type": "integer"}, "minItems": 700}  # the pair's own answers are short
+LONG = {
+    "model": "demo",
+    "prompt": "Count.",
+    "format": NUMBERS,
+    "options": {"num_predict": 1500, "temperature": 1, "seed": 1},
+}
 
 
 def wait_until(holds, seconds=15.0):
@@ -39,7 +45,7 @@ def test_leaving_a_stream_cancels(server, http):
 
 
 def test_leaving_before_the_answer_cancels(server, http):
-    for body in (LONG | {"stream": False}, LONG | {"prompt": "word " * 1500, "stream": False}):
+    for body in (LONG | {"stream": False}, LONG | {"prompt": "word " * 400, "stream": False}):
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{server.url}/api/generate", json=body, timeout=httpx.Timeout(10, read=0.15))
         assert wait_until(lambda: n_busy(server) == 0, 5)
@@ -103,9 +109,9 @@ def test_errors_after_the_beginning_are_lines(tmp_path):
         assert whole.status_code == 503
         assert whole.headers["retry-after"]
         body = {"model": "demo", "messages": [{"role": "user", "content": "Hi"}], "stream": True, "max_tokens": 1500}
-        events = client.post("/v1/chat/completions", json=body | {"stop": ["never this"]}).text.strip().split("\n\n")
-        last = events[-1].removeprefix("data: ")
-        assert last == "[DONE]" or json.loads(last)["error"]["code"] == "timeout"
+        body["response_format"] = {"type": "json_schema", "json_schema": {"name": "n", "schema": NUMBERS}}
+        events = client.post("/v1/chat/completions", json=body).text.strip().split("\n\n")
+        assert json.loads(events[-1].removeprefix("data: "))["error"]["code"] == "timeout"
         assert wait_until(lambda: n_busy(server) == 0, 5)
 
 
@@ -132,7 +138,7 @@ def test_full_queue_is_told(tmp_path):
 
 
 def test_two_models_share_a_memory_that_holds_one(tmp_path, demo_target):
-    arguments = ("--demo", "--model", str(demo_target), "--name", "plain", "--no-store", "--max-memory", "0.1")
+    arguments = ("--demo", "--model", str(demo_target), "--name", "plain", "--no-store", "--max-memory", "0.05")
     with run_server(tmp_path, *arguments) as server, server.client() as client:
         for name in ("demo", "plain", "demo"):
             answer = client.post("/api/generate", json={"model": name, "prompt": "x", "options": {"num_predict": 3}})
@@ -168,12 +174,16 @@ def test_first_signal_drains_and_second_stops(tmp_path):
         assert json.loads(lines[-1])["done"]
         assert server.process.wait(timeout=10) == 0
     (tmp_path / "b").mkdir()
-    with run_server(tmp_path / "b", "--demo", "--no-store", "--drain-timeout", "30") as server:
-        with server.client() as client, client.stream("POST", "/api/generate", json=LONG) as answer:
-            next(answer.iter_lines())
-            server.process.send_signal(signal.SIGTERM)
-            time.sleep(0.3)
-            server.process.send_signal(signal.SIGTERM)
-            begin = time.monotonic()
-            assert server.process.wait(timeout=10) == 130
-            assert time.monotonic() - begin < 3
+    arguments = ("--demo", "--no-store", "--drain-timeout", "30")
+    with (
+        run_server(tmp_path / "b", *arguments) as server,
+        server.client() as client,
+        client.stream("POST", "/api/generate", json=LONG) as answer,
+    ):
+        next(answer.iter_lines())
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        server.process.send_signal(signal.SIGTERM)
+        begin = time.monotonic()
+        assert server.process.wait(timeout=10) == 130
+        assert time.monotonic() - begin < 3

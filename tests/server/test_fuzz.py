@@ -1,3 +1,4 @@
+# ruff: noqa: E501  (tables of strategies)
 """Both dialects under generated bodies: any JSON gets an answer that the dialect knows, and the server lives on."""
 
 from __future__ import annotations
@@ -54,8 +55,8 @@ def test_ollama_bodies_are_read_or_refused(body, is_chat):
         call = ollama_api.read_call(Fields(body), LIMITS, is_chat=is_chat)
         if not call.only_loads:
             ollama_api.generation_of(call, system="", opening=(), parameters={}, has_template=True)
-    except (BadRequestError, ValueError) as error:
-        assert str(error)
+    except (BadRequestError, ValueError):
+        return  # refused; any other exception is the finding
 
 
 @settings(max_examples=300, deadline=None)
@@ -64,8 +65,8 @@ def test_openai_bodies_are_read_or_refused(body, is_chat):
     read = openai_api.read_chat if is_chat else openai_api.read_completion
     try:
         read(Fields(body), LIMITS, {})
-    except BadRequestError as error:
-        assert str(error)
+    except BadRequestError:
+        return
 
 
 def bounded(body: dict) -> dict:

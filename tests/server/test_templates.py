@@ -16,7 +16,10 @@ CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
 )
 REQUEST = {"bos_token": "", "eos_token": "", "messages": [{"role": "user", "content": "Hi"}]}
-TIME_BOMB = "{% for i in range(100000) %}{% for j in range(100000) %}{% for k in range(100000) %}{% endfor %}{% endfor %}{% endfor %}"
+TIME_BOMB = (
+    "{% for i in range(100000) %}{% for j in range(100000) %}"
+    "{% for k in range(100000) %}{% endfor %}{% endfor %}{% endfor %}"
+)
 MEMORY_BOMB = (
     "{% set ns = namespace(s='x' * 1) %}{% for i in range(60) %}{% set ns.s = ns.s + ns.s %}{% endfor %}{{ ns.s }}"
 )
@@ -31,7 +34,7 @@ def ask(template: str, seconds: float = 2.0) -> str:
             with pytest.raises(BadRequestError) as caught:
                 await sandbox.plan_chat(REQUEST | {"template": template})
             good = await sandbox.plan_chat(REQUEST | {"template": CHATML})
-            assert good["prompt"].endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
+            assert good["prompt"].startswith("<|im_start|>user\nHi<|im_end|>")
             return str(caught.value)
         finally:
             await sandbox.close()

@@ -45,6 +45,7 @@ class EnginePool:
         self._limit = config.max_memory or int(_MEMORY_SHARE * _installed_bytes())
         self._models: dict[str, LoadedModel] = {}
         self._changed = asyncio.Condition()
+        self._notices: set[asyncio.Task[None]] = set()
         self._n_waiting = 0
         self._is_closed = False
 
@@ -85,7 +86,7 @@ class EnginePool:
             model.n_users -= 1
             model.last_used = time.monotonic()
             if model.n_users == 0:
-                await asyncio.shield(self._announce())
+                self._announce()
 
     async def unload(self, name: str) -> None:
         """Unload a model as soon as nobody uses it; nothing happens if it is not loaded."""
@@ -93,7 +94,7 @@ class EnginePool:
         model = self._models.get(entry.name)
         if model is not None:
             model.keep_alive = 0.0
-            await self._announce()
+            self._announce()
 
     async def run(self) -> None:
         """Unload what was not used for its time; runs until cancelled."""
@@ -117,7 +118,13 @@ class EnginePool:
     def _idle(self) -> list[LoadedModel]:
         return [model for model in self._models.values() if model.n_users == 0]
 
-    async def _announce(self) -> None:
+    def _announce(self) -> None:
+        """Wake who waits; in a task of its own, because a model that is being loaded holds the lock for a while."""
+        task = asyncio.ensure_future(self._notify())
+        self._notices.add(task)
+        task.add_done_callback(self._notices.discard)
+
+    async def _notify(self) -> None:
         async with self._changed:
             self._changed.notify_all()
 
@@ -155,6 +162,12 @@ class EnginePool:
             await self._drop(model)
         return not self._models or self._used_bytes() + needed <= self._limit
 
+    async def _shrink(self, newest: LoadedModel) -> None:
+        """Unload idle models while all take too much: what caches take is known only after loading."""
+        for model in sorted(self._idle(), key=lambda model: model.last_used):
+            if model is not newest and self._used_bytes() > self._limit:
+                await self._drop(model)
+
     def _used_bytes(self) -> int:
         return sum(model.memory_bytes for model in self._models.values())
 
@@ -169,6 +182,7 @@ class EnginePool:
         await model.warm_up()
         model.load_seconds = time.monotonic() - begin
         self._models[entry.name] = model
+        await self._shrink(model)
         _log.info("loaded model %s in %.2f s, %d bytes", entry.name, model.load_seconds, model.memory_bytes)
 
     def _open(self, entry: Entry) -> LLM:
