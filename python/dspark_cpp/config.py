@@ -7,12 +7,16 @@ knows no engine, no text, no thread.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Literal, TypedDict, get_args
 
+from dspark_cpp.calibration import Calibration
+
 __all__ = [
+    "CalibrateConfig",
     "CostSource",
     "DemoConfig",
     "DraftChoice",
@@ -186,6 +190,8 @@ class EngineConfig:
     costs : {"auto", "measure", "none"}
         Where "adaptive" and "algorithm1" learn what a pass costs on this machine: from the cache of measured costs, or
         at load in at most 3 seconds; always at load; only while running.
+    calibration : path or Calibration, optional
+        What `dspark calibrate` fitted. None: the file beside the drafter, else what the drafter's own file holds.
     draft_window : int
         Newest tokens the drafter can see. Drafters are trained at 4096, and fall apart far beyond it.
     max_queue : int
@@ -218,6 +224,7 @@ class EngineConfig:
     policy: Policy = "adaptive"
     objective: Objective = "throughput"
     costs: CostSource = "auto"
+    calibration: str | os.PathLike[str] | Calibration | None = None
     draft_window: int = 4096
     max_queue: int = 512
     flash_attention: bool | None = None
@@ -236,6 +243,8 @@ class EngineConfig:
         _check_choice("objective", self.objective, get_args(Objective))
         _check_choice("costs", self.costs, get_args(CostSource))
         _store(self, "policy", _policy(self.policy))
+        if not isinstance(self.calibration, str | os.PathLike | Calibration | None):
+            raise TypeError(f"calibration must be a path or a Calibration, got {self.calibration!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -256,6 +265,45 @@ class DemoConfig:
     def __post_init__(self) -> None:
         _store(self, "n_repeats", _integer("n_repeats", self.n_repeats, 1, _INT_MAX))
         _store(self, "max_tokens", _integer("max_tokens", self.max_tokens, 2, _INT_MAX))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrateConfig:
+    """What a calibration measures, and for how long.
+
+    Parameters
+    ----------
+    rules : tuple of {"exact", "rejection", "block"}
+        Verification rules to calibrate at temperatures above 0. At 0 all accept the same tokens: "exact" stands for
+        them.
+    temperatures : tuple of float
+        Sampling temperatures.
+    n_tokens : int
+        Tokens to generate for each rule and temperature, half of them for the fit; fewer where the prompts run out
+        (at temperature 0 every prompt is answered once).
+    max_tokens : int
+        Most tokens per answer.
+    seed : int
+        Of the split of the prompts, and of the answers.
+    """
+
+    rules: tuple[str, ...] = ("exact", "rejection", "block")
+    temperatures: tuple[float, ...] = (0.0, 0.7, 1.0)
+    n_tokens: int = 8_000
+    max_tokens: int = 192
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for rule in self.rules:
+            _check_choice("rules", rule, ("exact", "rejection", "block"))
+        temperatures = tuple(_number("temperatures", one, 0.0, _FLOAT_MAX) for one in self.temperatures)
+        for name, values in (("rules", self.rules), ("temperatures", temperatures)):
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"{name} must hold different values, at least one, got {list(values)}")
+        _store(self, "temperatures", temperatures)
+        _store(self, "n_tokens", _integer("n_tokens", self.n_tokens, 1, _INT_MAX))
+        _store(self, "max_tokens", _integer("max_tokens", self.max_tokens, 2, _INT_MAX))
+        _store(self, "seed", _integer("seed", self.seed, 0, _INT_MAX))
 
 
 def params_per_prompt(params: object, n_prompts: int) -> list[SamplingParams]:
@@ -295,6 +343,7 @@ class EngineOptions(TypedDict, total=False):
     policy: Policy
     objective: Objective
     costs: CostSource
+    calibration: str | os.PathLike[str] | Calibration | None
     draft_window: int
     max_queue: int
     flash_attention: bool | None
