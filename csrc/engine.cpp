@@ -21,6 +21,15 @@ void check_options(const EngineOptions& options) {
     require(options.max_queue >= 1, "max_queue must be at least 1, got " + std::to_string(options.max_queue));
 }
 
+// Under `exact` the likeliest token is accepted most often.
+Truncation draft_truncation(const RequestOptions& options) {
+    Truncation truncation = options.sampling.truncation();
+    if (options.rule() == Verification::exact) {
+        truncation.temperature = 0;
+    }
+    return truncation;
+}
+
 } // namespace
 
 Engine::Engine(std::unique_ptr<Target> target, std::unique_ptr<Drafter> drafter, std::unique_ptr<Scheduler> scheduler,
@@ -29,6 +38,10 @@ Engine::Engine(std::unique_ptr<Target> target, std::unique_ptr<Drafter> drafter,
     check_options(options_);
     const int32_t block = drafter_ ? drafter_->block_size() : 0;
     options_.n_batch = std::max(options_.n_batch, options_.n_parallel * (1 + block));
+    options_.synthetic.validate();
+    if (!options_.synthetic.rates.empty()) {
+        synthetic_.emplace(options_.synthetic, block);
+    }
     for (int32_t sequence = options_.n_parallel - 1; sequence >= 0; --sequence) {
         free_sequences_.push_back(sequence);
     }
@@ -133,6 +146,7 @@ std::vector<Event> Engine::step() {
         throw DSparkError("step must be called by one thread at a time");
     }
     const auto begin = Clock::now();
+    pause_ms_ = last_step_end_ ? milliseconds_since(*last_step_end_) : 0;
     step_ = {};
     events_.clear();
     admit();
@@ -141,10 +155,12 @@ std::vector<Event> Engine::step() {
         schedule();
         verify();
         commit();
+        learn(milliseconds_since(begin));
     } catch (const std::exception& error) {
         fail_step(error.what());
     }
     record_step(milliseconds_since(begin));
+    last_step_end_ = running_.empty() ? std::nullopt : std::optional(Clock::now());
     std::erase_if(running_, [](const auto& request) { return request->phase == Phase::finished; });
     n_running_ = static_cast<int32_t>(running_.size());
     return std::move(events_);
@@ -222,57 +238,75 @@ int32_t Engine::most_drafts(const Request& request) const {
 
 void Engine::propose() {
     proposals_.clear();
-    for (const Lane& lane : lanes_) {
-        Proposal proposal{lane.request->id, lane.most, {}};
-        if (lane.is_drafting) {
-            proposal.confidence_logits = drafts_[lane.draft].confidence_logits;
+    for (Lane& lane : lanes_) {
+        if (lane.is_prefill) {
+            continue;
         }
+        const RequestOptions& options = lane.request->options;
+        Proposal proposal;
+        proposal.key = {lane.request->id, options.rule(), options.sampling.is_greedy() ? 0.0 : options.sampling.temperature};
+        proposal.policy = options.policy.value_or(scheduler_->options().policy);
+        proposal.most = lane.most;
+        proposal.is_free = options.rule() == Verification::exact;
+        lane.proposal = proposals_.size();
         proposals_.push_back(proposal);
     }
 }
 
+StepLoad Engine::step_load() const {
+    StepLoad load;
+    int32_t n_pending = 0;
+    for (const auto& request : running_) {
+        load.n_cells += request->n_cached;
+        n_pending += request->phase == Phase::prefill ? request->n_prompt - request->n_cached : 0;
+    }
+    load.n_prefill_rows = std::min(n_pending, options_.n_batch - static_cast<int32_t>(proposals_.size()));
+    return load;
+}
+
 void Engine::draft() {
     propose();
-    is_drafting_.assign(lanes_.size(), 0);
-    scheduler_->select(proposals_, is_drafting_);
+    load_ = step_load();
+    scheduler_->select(proposals_, load_);
     tasks_.clear();
-    for (size_t i = 0; i < lanes_.size(); ++i) {
-        Lane& lane = lanes_[i];
-        lane.is_drafting = is_drafting_[i] != 0 && lane.most > 0;
+    for (Lane& lane : lanes_) {
+        if (lane.is_prefill) {
+            continue;
+        }
+        const DraftDecision decision = proposals_[lane.proposal].decision;
+        lane.is_drafting = decision == DraftDecision::draft || decision == DraftDecision::probe;
         if (!lane.is_drafting) {
             continue;
         }
         Request& request = *lane.request;
         lane.draft = tasks_.size();
-        DraftTask task{request.id,
-                       request.sequence,
-                       request.tokens.back(),
-                       request.anchor_position(),
-                       request.options.sampling.truncation(),
-                       request.random,
-                       &request.options.sampling,
-                       &request.counts};
-        if (request.options.rule() == Verification::exact) {
-            task.truncation.temperature = 0; // the likeliest token is accepted most often
-        }
-        tasks_.push_back(task);
+        tasks_.push_back({request.id, request.sequence, request.tokens.back(), request.anchor_position(),
+                          draft_truncation(request.options), request.random,
+                          &request.options.sampling, &request.counts});
     }
+    n_drafting_ = static_cast<int32_t>(tasks_.size());
     if (tasks_.empty()) {
         return;
     }
     const auto begin = Clock::now();
     drafts_.resize(std::max(drafts_.size(), tasks_.size()));
     drafter_->draft(tasks_, std::span(drafts_).first(tasks_.size()));
+    if (synthetic_) {
+        set_synthetic_confidences();
+    }
     step_.draft_ms = milliseconds_since(begin);
 }
 
 void Engine::schedule() {
-    propose();
-    prefix_len_.assign(lanes_.size(), 0);
-    scheduler_->schedule(proposals_, prefix_len_);
-    for (size_t i = 0; i < lanes_.size(); ++i) {
-        Lane& lane = lanes_[i];
-        lane.prefix_len = lane.is_drafting ? std::clamp(prefix_len_[i], 0, lane.most) : 0;
+    for (const Lane& lane : lanes_) {
+        if (lane.is_drafting) {
+            proposals_[lane.proposal].confidence_logits = drafts_[lane.draft].confidence_logits;
+        }
+    }
+    prefix_len_.assign(proposals_.size(), 0);
+    scheduler_->schedule(proposals_, load_, prefix_len_);
+    for (Lane& lane : lanes_) {
+        lane.prefix_len = lane.is_drafting ? std::clamp(prefix_len_[lane.proposal], 0, lane.most) : 0;
     }
 }
 
@@ -321,6 +355,7 @@ void Engine::add_prefill_rows(Lane& lane) {
 
 void Engine::finish(Request& request, FinishReason reason, const std::string& error) {
     request.phase = Phase::finished;
+    scheduler_->forget(request.id);
     Event& event = event_of(request);
     event.finish_reason = reason;
     event.error = error;
@@ -386,6 +421,8 @@ void Engine::record_step(double total_ms) {
     stats_.n_scheduled += step_.n_scheduled;
     stats_.n_accepted += step_.n_accepted;
     stats_.n_committed += step_.n_committed;
+    stats_.n_parked += step_.n_parked;
+    stats_.n_probes += step_.n_probes;
     stats_.draft_ms += step_.draft_ms;
     stats_.verify_ms += step_.verify_ms;
     stats_.inject_ms += step_.inject_ms;

@@ -6,6 +6,7 @@
 #include "drafter.h"
 #include "request.h"
 #include "scheduler.h"
+#include "synthetic_acceptance.h"
 #include "target.h"
 
 #include <atomic>
@@ -13,6 +14,7 @@
 #include <deque>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <unordered_set>
 #include <vector>
@@ -24,6 +26,8 @@ struct EngineOptions {
     int32_t n_parallel = 1;  // requests that run at the same time
     int32_t n_batch = 512;   // most rows of one target pass; at least n_parallel * (1 + block_size)
     int32_t max_queue = 512; // requests that may wait
+
+    SyntheticOptions synthetic; // for timing alone
 };
 
 // What a step did for one request. The last event of a request, and only that one, has a finish reason.
@@ -32,6 +36,7 @@ struct Event {
     std::vector<int32_t> tokens;       // committed, without an end-of-generation token
     std::vector<bool> drafted;         // per token: an accepted draft (true) or the target's own (false)
     std::vector<TopLogprobs> logprobs; // per token when asked for
+    std::vector<RoundRecord> rounds;   // the decode round of this step, when the request is traced
     FinishReason finish_reason = FinishReason::none;
     std::string error; // with FinishReason::error
     RequestStats stats;
@@ -44,6 +49,8 @@ struct EngineStats { // totals since construction
     int64_t n_scheduled = 0;
     int64_t n_accepted = 0;
     int64_t n_committed = 0;
+    int64_t n_parked = 0; // decode rounds that the scheduler left plain
+    int64_t n_probes = 0;
     double draft_ms = 0;
     double verify_ms = 0;
     double inject_ms = 0;
@@ -80,6 +87,15 @@ class Engine {
     [[nodiscard]] std::vector<CachePosition> cache_positions() const; // between steps
     [[nodiscard]] const EngineOptions& options() const { return options_; }
 
+    // Times passes of all sizes the engine can reach, for at most budget_ms, and gives them to the scheduler. Only while
+    // nothing runs. Throws DSparkError otherwise, EngineClosedError.
+    CostCurves measure_costs(double budget_ms);
+    // The curves with what was learned since; waits for a running step.
+    [[nodiscard]] CostCurves costs() const;
+    void set_costs(const CostCurves& curves);
+    // Recent committed tokens per time against plain decoding (estimated from the costs), at least 1.
+    [[nodiscard]] double speedup() const;
+
   private:
     // One running request in this step: its rows in the target's batch, and what was drafted for it.
     struct Lane {
@@ -90,7 +106,8 @@ class Engine {
         int32_t prefix_len = 0; // drafted tokens sent to the target
         int32_t first_row = 0;
         int32_t n_rows = 0;
-        size_t draft = 0; // index into drafts_
+        size_t draft = 0;    // index into drafts_
+        size_t proposal = 0; // index into proposals_, when it decodes
     };
 
     void admit();
@@ -104,15 +121,21 @@ class Engine {
     void open_lanes();
     [[nodiscard]] int32_t most_drafts(const Request& request) const;
     void propose();
+    [[nodiscard]] StepLoad step_load() const;
+    void learn(double total_ms);
     void add_decode_rows(Lane& lane);
     void add_prefill_rows(Lane& lane);
     void commit_prefill(Lane& lane);
     void commit_round(Lane& lane);
+    void record_decision(const Lane& lane);
     [[nodiscard]] VerifyResult decide(const Lane& lane);
+    void set_synthetic_confidences();
+    [[nodiscard]] VerifyResult decide_synthetically(const Lane& lane);
     [[nodiscard]] int32_t accepted_until_end(const Lane& lane, int32_t n_accepted) const;
     [[nodiscard]] const Distribution& target_row(const Lane& lane, int32_t row);
     void push_drafted(const Lane& lane, int32_t n);
     void append(Lane& lane, const VerifyResult& result);
+    void trace_round(const Lane& lane, const VerifyResult& result);
     void keep_context(const Lane& lane, int32_t n_rows);
     void inject();
     void finish(Request& request, FinishReason reason, const std::string& error = {});
@@ -125,6 +148,7 @@ class Engine {
     std::unique_ptr<Target> target_;
     std::unique_ptr<Drafter> drafter_;
     std::unique_ptr<Scheduler> scheduler_;
+    std::optional<SyntheticAcceptance> synthetic_;
 
     mutable std::mutex inbox_mutex_; // guards the four below
     std::deque<std::unique_ptr<Request>> queue_;
@@ -141,7 +165,6 @@ class Engine {
     // The step's own: cleared at its start, capacity kept.
     std::vector<Lane> lanes_;
     std::vector<Proposal> proposals_;
-    std::vector<int8_t> is_drafting_;
     std::vector<int32_t> prefix_len_;
     std::vector<DraftTask> tasks_;
     std::vector<BlockDraft> drafts_;
@@ -149,6 +172,10 @@ class Engine {
     std::vector<ContextRow> context_rows_;
     std::vector<Event> events_;
     std::vector<Distribution> row_distributions_;
+    StepLoad load_;
+    int32_t n_drafting_ = 0;
+    std::optional<Clock::time_point> last_step_end_; // empty: nothing was running then
+    double pause_ms_ = 0;                            // between the last step and this one, the caller's work
     int32_t n_pushed_ = 0; // drafted tokens pushed into the counts of the lane under verification
     DistributionBuilder builder_;
     EngineStats step_;  // figures of this step alone

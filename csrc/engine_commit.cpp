@@ -44,6 +44,11 @@ void Engine::commit_round(Lane& lane) {
         target_->remove(request.sequence, request.n_cached);
     }
 
+    if (lane.is_drafting) {
+        scheduler_->observe_round(proposals_[lane.proposal], lane.prefix_len, result.n_accepted);
+    }
+    record_decision(lane);
+
     RequestStats& stats = request.stats;
     const int32_t n_drafted = lane.is_drafting ? static_cast<int32_t>(drafts_[lane.draft].tokens.size()) : 0;
     stats.n_rounds += 1;
@@ -55,11 +60,43 @@ void Engine::commit_round(Lane& lane) {
         stats.accepted_per_position[static_cast<size_t>(k)] += k < n_accepted ? 1 : 0;
     }
     const int32_t n_before = stats.n_committed;
+    if (request.options.trace) {
+        trace_round(lane, result);
+    }
     append(lane, result);
     step_.n_drafted += n_drafted;
     step_.n_scheduled += lane.prefix_len;
     step_.n_accepted += n_accepted;
     step_.n_committed += stats.n_committed - n_before;
+}
+
+void Engine::record_decision(const Lane& lane) {
+    RequestStats& stats = lane.request->stats;
+    const DraftDecision decision = proposals_[lane.proposal].decision;
+    stats.n_probes += decision == DraftDecision::probe ? 1 : 0;
+    step_.n_probes += decision == DraftDecision::probe ? 1 : 0;
+    if (decision != DraftDecision::parked) {
+        return;
+    }
+    stats.n_parked += 1;
+    step_.n_parked += 1;
+    const Scheduler::Outlook& outlook = scheduler_->outlook();
+    stats.park_tokens = outlook.n_tokens;
+    stats.park_extra_ms = outlook.extra_ms;
+    stats.park_plain_ms = outlook.plain_ms;
+}
+
+void Engine::trace_round(const Lane& lane, const VerifyResult& result) {
+    RoundRecord& record = event_of(*lane.request).rounds.emplace_back();
+    if (lane.is_drafting) {
+        const BlockDraft& draft = drafts_[lane.draft];
+        record.n_drafted = static_cast<int32_t>(draft.tokens.size());
+        record.confidence_logits = draft.confidence_logits;
+    }
+    record.prefix_len = lane.prefix_len;
+    record.n_accepted = result.n_accepted;
+    record.draft_ms = step_.draft_ms;
+    record.verify_ms = step_.verify_ms;
 }
 
 // Accepted drafts that become text: up to an end-of-generation token, that token included.
@@ -78,6 +115,9 @@ int32_t Engine::accepted_until_end(const Lane& lane, int32_t n_accepted) const {
 // ---- verification of one lane ----
 
 VerifyResult Engine::decide(const Lane& lane) {
+    if (synthetic_) {
+        return decide_synthetically(lane);
+    }
     const Request& request = *lane.request;
     const Verification rule = request.options.rule();
     const auto n = static_cast<size_t>(lane.prefix_len);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "acceptance.h"
+#include "policy.h"
 #include "sampling.h"
 
 #include <chrono>
@@ -29,7 +30,9 @@ struct RequestOptions {
     int32_t n_logprobs = -1; // -1: none; 0: the chosen token's; n: the n best too
     // Empty: exact when greedy, block when sampling (DESIGN section 2).
     std::optional<Verification> verification;
-    int32_t draft_limit = -1; // -1: the engine's policy; 0: off; n: at most n drafted tokens a round
+    std::optional<Policy> policy; // empty: the engine's
+    int32_t draft_limit = -1;     // -1: as the policy says; 0: off; n: at most n drafted tokens a round
+    bool trace = false;           // events carry a RoundRecord for every decode round
 
     // Throws std::invalid_argument: "<name> must <rule>, got <value>".
     void validate() const;
@@ -44,6 +47,13 @@ struct RequestStats {
     int32_t n_scheduled = 0; // of those, sent to the target
     int32_t n_accepted = 0;  // of those, accepted by the verification rule
     int32_t n_committed = 0; // tokens the rounds added to the text, corrections and bonus tokens included
+    int32_t n_parked = 0;    // rounds that the scheduler decoded plainly because a draft would not have paid
+    int32_t n_probes = 0;    // rounds that were drafted while parked, to see whether that still holds
+    // Why it was parked last: a draft was expected to have park_tokens accepted for park_extra_ms beyond a plain step
+    // of park_plain_ms (which yields one token a request).
+    double park_tokens = 0;
+    double park_extra_ms = 0;
+    double park_plain_ms = 0;
     std::vector<int32_t> scheduled_per_position; // (block_size)
     std::vector<int32_t> accepted_per_position;  // (block_size)
     // Wall time of the steps this request took part in, shared passes counted in full.
@@ -52,6 +62,17 @@ struct RequestStats {
     double draft_ms = 0;
     double verify_ms = 0;
     double host_ms = 0; // the rest of the rounds: heads' host part, sampling, injection
+};
+
+// One decode round of a traced request: what calibration learns from.
+struct RoundRecord {
+    int32_t n_drafted = 0;                // 0 in a round without a draft
+    int32_t prefix_len = 0;               // of those, sent to the target
+    int32_t n_accepted = 0;               // as the rule decided, not cut at an end of text
+    std::vector<float> confidence_logits; // (n_drafted,), before calibration; empty without a confidence head
+    // Wall time of the step's two passes, shared by all requests in them.
+    double draft_ms = 0;
+    double verify_ms = 0;
 };
 
 enum class Phase { prefill, decode, finished };

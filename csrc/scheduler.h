@@ -1,39 +1,123 @@
-// How many drafted tokens of each request are verified this step. Owns: the policies. Must not know: models, caches,
-// time. Threads: the engine's alone.
+// Who drafts in a step and how much of each block is verified: the policies put to the engine's figures. Owns: what was
+// learned of costs and acceptance, parking. Must not know: caches, models, clocks. Threads: the engine's alone.
 #pragma once
 
+#include "cost_table.h"
+#include "policy.h"
+#include "survival.h"
+
 #include <cstdint>
-#include <memory>
 #include <span>
+#include <vector>
 
 namespace dspark {
 
-// One request that could speculate in this step.
+enum class Objective {
+    throughput, // committed tokens per second of the whole engine
+    latency,    // each request's own speed: a slow request's token is worth more
+};
+
+struct SchedulerOptions {
+    Policy policy; // of requests that name none
+    Objective objective = Objective::throughput;
+    bool equal_lengths = false; // the target splits a batch of unequal lengths
+    int32_t block_size = 0;
+    CostCurves costs; // may be empty: then learned while running
+    std::vector<CalibrationEntry> calibration;
+};
+
+enum class DraftDecision {
+    none,   // nothing to decide: no room, off, or not asked
+    draft,  // by policy, or because it pays
+    probe,  // parked, but looked at again
+    parked, // would cost more than it gains
+};
+
+// One request that decodes in this step. Shares the order of the engine's lanes.
 struct Proposal {
-    uint64_t request_id = 0;
+    SurvivalKey key;
+    Policy policy;
     int32_t most = 0;                         // longest prefix its limits allow: block, max_tokens, context, option
-    std::span<const float> confidence_logits; // (n_slots), empty before drafting or without a confidence head
+    std::span<const float> confidence_logits; // (block_size,), empty before drafting or without a confidence head
+    bool is_free = false;                     // any policy is lossless for it
+    DraftDecision decision = DraftDecision::none; // after select
+};
+
+// What else the step carries.
+struct StepLoad {
+    int32_t n_prefill_rows = 0;
+    int32_t n_cells = 0; // cells of the target's cache in use
+};
+
+struct StepTimes {
+    double draft_ms = 0;
+    double verify_ms = 0;
+    double total_ms = 0; // of the step and the pause before it, passes included
 };
 
 class Scheduler {
   public:
-    virtual ~Scheduler() = default;
-    // Before drafting: which requests are worth a draft at all; fills is_drafting with 0 or 1.
-    virtual void select(std::span<const Proposal> proposals, std::span<int8_t> is_drafting) = 0;
-    // After drafting: prefix_len[i] in 0 .. proposals[i].most for the requests that drafted.
-    virtual void schedule(std::span<const Proposal> proposals, std::span<int32_t> prefix_len) = 0;
-};
+    explicit Scheduler(SchedulerOptions options);
 
-// Verifies the first `length` drafted tokens of every request; 0: never drafts. It looks at no drafted token and at no
-// confidence, so it is lossless under every verification rule.
-class FixedScheduler final : public Scheduler {
-  public:
-    explicit FixedScheduler(int32_t length);
-    void select(std::span<const Proposal> proposals, std::span<int8_t> is_drafting) override;
-    void schedule(std::span<const Proposal> proposals, std::span<int32_t> prefix_len) override;
+    // Before drafting: proposals[i].decision of each.
+    void select(std::span<Proposal> proposals, const StepLoad& load);
+    // After drafting: prefix_len[i] in 0 .. most for those that drafted, 0 for the others.
+    void schedule(std::span<const Proposal> proposals, const StepLoad& load, std::span<int32_t> prefix_len);
+
+    // After verification: one call a round that drafted, then one a step.
+    void observe_round(const Proposal& proposal, int32_t prefix_len, int32_t n_accepted);
+    void observe_step(const StepLoad& load, int32_t n_requests, int32_t n_drafting, int32_t n_drafted_rows,
+                      int32_t n_committed, const StepTimes& times);
+    void forget(uint64_t request_id);
+
+    // Why: of the last step's requests under `adaptive`, the best that drafting was expected to do.
+    struct Outlook {
+        double n_tokens = 0; // accepted drafts of one round
+        double extra_ms = 0; // its time beyond a plain step
+        double plain_ms = 0;
+    };
+    [[nodiscard]] const Outlook& outlook() const { return outlook_; }
+    [[nodiscard]] const CostTable& costs() const { return costs_; }
+    [[nodiscard]] const SchedulerOptions& options() const { return options_; }
+    void set_costs(const CostCurves& curves) { costs_ = CostTable(curves); }
+    // Recent committed tokens per time against plain decoding, at least 1: it can always be had.
+    [[nodiscard]] double speedup() const;
 
   private:
-    int32_t length_;
+    struct Group {                   // the requests of this step that share one decision
+        std::vector<size_t> members; // indices of proposals
+        std::vector<DraftedBlock> blocks;
+        std::vector<double> rates; // what the blocks' spans point into: confidence and expected, block_size each
+        std::vector<int32_t> prefix_len;
+    };
+
+    void gather(std::span<const Proposal> proposals, Policy::Kind kind, bool is_after_draft);
+    void weigh();
+    [[nodiscard]] std::vector<double> row_costs(const StepLoad& load, size_t n_requests, int32_t n_other_rows) const;
+    [[nodiscard]] std::vector<double> block_costs(const StepLoad& load, int32_t n_others) const;
+    [[nodiscard]] double step_ms(const StepLoad& load, int32_t n_rows) const;
+    [[nodiscard]] double price(const StepLoad& load, size_t n_requests) const;
+    void select_adaptive(std::span<Proposal> proposals, const StepLoad& load);
+    void probe(std::span<Proposal> proposals, std::span<const double> cost_ms, double draft_ms, double tokens_per_ms);
+    void schedule_adaptive(std::span<const Proposal> proposals, const StepLoad& load, std::span<int32_t> prefix_len);
+    void schedule_algorithm1(std::span<const Proposal> proposals, const StepLoad& load,
+                             std::span<int32_t> prefix_len);
+
+    SchedulerOptions options_;
+    CostTable costs_;
+    SurvivalEstimator survival_;
+    Outlook outlook_;
+    // Committed tokens of recent steps, and what plain decoding would have made in the same time.
+    double n_committed_ = 0;
+    double n_plain_ = 0;
+    MedianRing overhead_ms_;     // of a step beside its passes
+    MedianRing row_overhead_ms_; // of a drafted row: sampling, acceptance
+    double bonus_tokens_ = 0;    // what confidences gain a block beyond its expectation, see choose_drafting
+    double expected_gain_ = 0;   // of this step's blocks, before their confidences were known
+    double probe_credit_ms_ = 0; // time that probing may cost
+    int32_t probe_len_ = 0;
+    std::vector<uint64_t> probed_; // parked requests, the longest unprobed first
+    Group group_;
 };
 
 } // namespace dspark

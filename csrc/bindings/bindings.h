@@ -8,3 +8,4 @@ void register_engine(pybind11::module_& module);
 void register_testing(pybind11::module_& module);
 void register_graph_head(pybind11::module_& module);
 void register_math(pybind11::module_& module);
+void register_synthetic(pybind11::module_& module);

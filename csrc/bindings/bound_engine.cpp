@@ -30,8 +30,9 @@ void validate(const LLMOptions& options) {
     require(options.n_threads_batch >= 0 && options.n_threads_batch <= 512,
             "n_threads_batch must be in 0 .. 512, got " + std::to_string(options.n_threads_batch));
     require(options.n_candidates >= 1, "n_candidates must be at least 1, got " + std::to_string(options.n_candidates));
-    require(options.draft_length >= -1,
-            "draft_length must be -1 (full), 0 (off) or more, got " + std::to_string(options.draft_length));
+    (void)parse_policy(options.policy);
+    require(options.objective == "throughput" || options.objective == "latency",
+            "objective must be throughput or latency, got " + options.objective);
     require(options.draft_window >= 1, "draft_window must be at least 1, got " + std::to_string(options.draft_window));
     require(static_cast<int64_t>(options.n_ctx) * options.n_parallel <= (int64_t{1} << 30),
             "n_ctx * n_parallel must be at most 2^30 cells, got " +
@@ -99,11 +100,16 @@ void fill_defaults(LLMOptions& options, const Model& target) {
 }
 
 EngineOptions engine_options(const LLMOptions& options) {
-    return {options.n_ctx, options.n_parallel, options.n_batch, options.max_queue};
+    return {options.n_ctx, options.n_parallel, options.n_batch, options.max_queue, options.synthetic};
 }
 
 std::unique_ptr<Scheduler> make_scheduler(const LLMOptions& options, int32_t block) {
-    return std::make_unique<FixedScheduler>(options.draft_length < 0 ? block : options.draft_length);
+    SchedulerOptions scheduler;
+    scheduler.policy = parse_policy(options.policy);
+    scheduler.objective = options.objective == "latency" ? Objective::latency : Objective::throughput;
+    scheduler.block_size = block;
+    scheduler.calibration = options.calibration;
+    return std::make_unique<Scheduler>(std::move(scheduler));
 }
 
 } // namespace
@@ -132,6 +138,7 @@ std::unique_ptr<BoundEngine> make_engine(std::shared_ptr<Model> target, std::sha
         real_drafter = std::make_unique<LlamaDrafter>(drafter, *real_target, draft);
         bound->draft_context_bytes = real_drafter->context().memory_bytes();
     }
+    bound->options = options;
     bound->target_context_bytes = real_target->context().memory_bytes();
     bound->engine = std::make_unique<Engine>(std::move(real_target), std::move(real_drafter),
                                              make_scheduler(options, block), engine_options(options));

@@ -20,13 +20,16 @@ struct LLMOptions {
     std::string kv_type = "f16";
     std::string head = "candidates";
     int32_t n_candidates = kDefaultCandidates;
-    int32_t draft_length = -1;
+    std::string policy = "full"; // see parse_policy
+    std::string objective = "throughput";
+    std::vector<CalibrationEntry> calibration;
     int32_t draft_window = 4096;
     int32_t max_queue = 512;
     // Empty: on, but for an f32 cache on the CPU. Measured there, a token's logits alone and in a batch of 8: equal to
     // the bit with flash attention and f16, off by up to 4e-2 with f32; without it equal with f32, off by 7e-3 with
     // f16.
     std::optional<bool> flash_attention;
+    SyntheticOptions synthetic; // for timing alone
 };
 
 // What Python holds: the engine, and the real context handles its figures come from.
@@ -36,6 +39,7 @@ struct BoundEngine {
     std::shared_ptr<Model> drafter_model; // after target_model: freed first
     size_t target_context_bytes = 0;
     size_t draft_context_bytes = 0;
+    LLMOptions options; // with every default filled in
 
     ~BoundEngine() { engine.reset(); }
 };

@@ -30,7 +30,8 @@ std::optional<Verification> parse_rule(const std::string& name) {
 RequestOptions make_request_options(int32_t max_tokens, float temperature, int32_t top_k, float top_p, float min_p,
                                     float repetition_penalty, float presence_penalty, float frequency_penalty,
                                     const std::map<int32_t, float>& logit_bias, uint64_t seed, bool ignore_eos,
-                                    int32_t n_logprobs, const std::string& verification, int32_t draft_limit) {
+                                    int32_t n_logprobs, const std::string& verification,
+                                    const std::optional<std::string>& policy, int32_t draft_limit, bool trace) {
     RequestOptions options;
     options.max_tokens = max_tokens;
     options.sampling.temperature = temperature;
@@ -45,7 +46,11 @@ RequestOptions make_request_options(int32_t max_tokens, float temperature, int32
     options.ignore_eos = ignore_eos;
     options.n_logprobs = n_logprobs;
     options.verification = parse_rule(verification);
+    if (policy) {
+        options.policy = parse_policy(*policy);
+    }
     options.draft_limit = draft_limit;
+    options.trace = trace;
     options.validate();
     return options;
 }
@@ -74,6 +79,85 @@ py::dict memory(const BoundEngine& bound) {
     return bytes;
 }
 
+// (rule, temperature, sts, acceptance); the last two may be empty.
+using CalibrationTuple = std::tuple<std::string, double, std::vector<double>, std::vector<double>>;
+
+std::vector<CalibrationEntry> make_calibration(const std::vector<CalibrationTuple>& tuples) {
+    std::vector<CalibrationEntry> entries;
+    for (const auto& [name, temperature, sts, acceptance] : tuples) {
+        const std::optional<Verification> rule = parse_rule(name);
+        if (!rule) {
+            throw std::invalid_argument("calibration rule must be exact, rejection or block, got " + name);
+        }
+        entries.push_back({*rule, temperature, sts, acceptance});
+    }
+    return entries;
+}
+
+py::dict curves_to_dict(const CostCurves& curves) {
+    py::dict dict;
+    dict["verify"] = curves.verify;
+    dict["prefill"] = curves.prefill;
+    dict["draft"] = curves.draft;
+    dict["verify_ms_per_row_cell"] = curves.verify_ms_per_row_cell;
+    dict["draft_ms_per_block_cell"] = curves.draft_ms_per_block_cell;
+    return dict;
+}
+
+CostCurves curves_from_dict(const py::dict& dict) {
+    CostCurves curves{dict["verify"].cast<CostPoints>(), dict["prefill"].cast<CostPoints>(),
+                      dict["draft"].cast<CostPoints>(), dict["verify_ms_per_row_cell"].cast<double>(),
+                      dict["draft_ms_per_block_cell"].cast<double>()};
+    curves.validate();
+    return curves;
+}
+
+py::dict measure_engine_costs(BoundEngine& bound, double budget_ms) {
+    CostCurves curves;
+    {
+        const py::gil_scoped_release release;
+        curves = bound.engine->measure_costs(budget_ms);
+    }
+    return curves_to_dict(curves);
+}
+
+py::dict read_costs(const BoundEngine& bound) {
+    CostCurves curves;
+    {
+        const py::gil_scoped_release release; // may wait for a step
+        curves = bound.engine->costs();
+    }
+    return curves_to_dict(curves);
+}
+
+void set_engine_costs(BoundEngine& bound, const py::dict& dict) {
+    const CostCurves curves = curves_from_dict(dict);
+    const py::gil_scoped_release release;
+    bound.engine->set_costs(curves);
+}
+
+double read_speedup(const BoundEngine& bound) {
+    const py::gil_scoped_release release;
+    return bound.engine->speedup();
+}
+
+// What the engine really runs with, for reports and for the key of measured costs.
+py::dict settings(const BoundEngine& bound) {
+    const LLMOptions& options = bound.options;
+    py::dict dict;
+    dict["n_ctx"] = options.n_ctx;
+    dict["n_parallel"] = options.n_parallel;
+    dict["n_batch"] = options.n_batch;
+    dict["n_threads"] = options.n_threads;
+    dict["n_threads_batch"] = options.n_threads_batch;
+    dict["kv_type"] = options.kv_type;
+    dict["head"] = options.head;
+    dict["n_candidates"] = options.n_candidates;
+    dict["draft_window"] = options.draft_window;
+    dict["flash_attention"] = options.flash_attention.value_or(false);
+    return dict;
+}
+
 void register_options(py::module_& module) {
     py::class_<RequestOptions>(module, "RequestOptions", py::is_final())
         .def(py::init(&make_request_options), py::kw_only(), py::arg("max_tokens") = 128, py::arg("temperature") = 1.0F,
@@ -81,7 +165,8 @@ void register_options(py::module_& module) {
              py::arg("repetition_penalty") = 1.0F, py::arg("presence_penalty") = 0.0F,
              py::arg("frequency_penalty") = 0.0F, py::arg("logit_bias") = std::map<int32_t, float>{},
              py::arg("seed") = 0, py::arg("ignore_eos") = false, py::arg("n_logprobs") = -1,
-             py::arg("verification") = "auto", py::arg("draft_limit") = -1);
+             py::arg("verification") = "auto", py::arg("policy") = py::none(), py::arg("draft_limit") = -1,
+             py::arg("trace") = false);
 }
 
 void register_results(py::module_& module) {
@@ -95,6 +180,11 @@ void register_results(py::module_& module) {
         .def_readonly("n_scheduled", &RequestStats::n_scheduled)
         .def_readonly("n_accepted", &RequestStats::n_accepted)
         .def_readonly("n_committed", &RequestStats::n_committed)
+        .def_readonly("n_parked", &RequestStats::n_parked)
+        .def_readonly("n_probes", &RequestStats::n_probes)
+        .def_readonly("park_tokens", &RequestStats::park_tokens)
+        .def_readonly("park_extra_ms", &RequestStats::park_extra_ms)
+        .def_readonly("park_plain_ms", &RequestStats::park_plain_ms)
         .def_readonly("scheduled_per_position", &RequestStats::scheduled_per_position)
         .def_readonly("accepted_per_position", &RequestStats::accepted_per_position)
         .def_readonly("queue_ms", &RequestStats::queue_ms)
@@ -102,11 +192,19 @@ void register_results(py::module_& module) {
         .def_readonly("draft_ms", &RequestStats::draft_ms)
         .def_readonly("verify_ms", &RequestStats::verify_ms)
         .def_readonly("host_ms", &RequestStats::host_ms);
+    py::class_<RoundRecord>(module, "RoundRecord")
+        .def_readonly("n_drafted", &RoundRecord::n_drafted)
+        .def_readonly("prefix_len", &RoundRecord::prefix_len)
+        .def_readonly("n_accepted", &RoundRecord::n_accepted)
+        .def_readonly("confidence_logits", &RoundRecord::confidence_logits)
+        .def_readonly("draft_ms", &RoundRecord::draft_ms)
+        .def_readonly("verify_ms", &RoundRecord::verify_ms);
     py::class_<Event>(module, "Event")
         .def_readonly("request_id", &Event::request_id)
         .def_readonly("tokens", &Event::tokens)
         .def_readonly("drafted", &Event::drafted)
         .def_readonly("logprobs", &Event::logprobs)
+        .def_readonly("rounds", &Event::rounds)
         .def_property_readonly("finish_reason",
                                [](const Event& event) -> std::optional<std::string> {
                                    if (event.finish_reason == FinishReason::none) {
@@ -125,6 +223,8 @@ void register_results(py::module_& module) {
         .def_readonly("n_scheduled", &EngineStats::n_scheduled)
         .def_readonly("n_accepted", &EngineStats::n_accepted)
         .def_readonly("n_committed", &EngineStats::n_committed)
+        .def_readonly("n_parked", &EngineStats::n_parked)
+        .def_readonly("n_probes", &EngineStats::n_probes)
         .def_readonly("draft_ms", &EngineStats::draft_ms)
         .def_readonly("verify_ms", &EngineStats::verify_ms)
         .def_readonly("inject_ms", &EngineStats::inject_ms)
@@ -140,24 +240,47 @@ void register_engine(py::module_& module) {
         .def(
             py::init([](std::shared_ptr<Model> target, std::shared_ptr<Model> drafter, int32_t n_ctx,
                         int32_t n_parallel, int32_t n_batch, int32_t n_threads, int32_t n_threads_batch,
-                        const std::string& kv_type, const std::string& head, int32_t n_candidates, int32_t draft_length,
-                        int32_t draft_window, int32_t max_queue, std::optional<bool> flash_attention) {
-                const LLMOptions options{n_ctx,           n_parallel,   n_batch,   n_threads,
-                                         n_threads_batch, kv_type,      head,      n_candidates,
-                                         draft_length,    draft_window, max_queue, flash_attention};
+                        const std::string& kv_type, const std::string& head, int32_t n_candidates,
+                        const std::string& policy, const std::string& objective,
+                        const std::vector<CalibrationTuple>& calibration, int32_t draft_window, int32_t max_queue,
+                        std::optional<bool> flash_attention,
+                        const std::optional<SyntheticOptions>& synthetic_acceptance) {
+                LLMOptions options;
+                options.n_ctx = n_ctx;
+                options.n_parallel = n_parallel;
+                options.n_batch = n_batch;
+                options.n_threads = n_threads;
+                options.n_threads_batch = n_threads_batch;
+                options.kv_type = kv_type;
+                options.head = head;
+                options.n_candidates = n_candidates;
+                options.policy = policy;
+                options.objective = objective;
+                options.calibration = make_calibration(calibration);
+                options.draft_window = draft_window;
+                options.max_queue = max_queue;
+                options.flash_attention = flash_attention;
+                options.synthetic = synthetic_acceptance.value_or(SyntheticOptions{});
                 const py::gil_scoped_release release;
                 return make_engine(std::move(target), std::move(drafter), options);
             }),
             py::arg("target").none(false), py::arg("drafter") = nullptr, py::kw_only(), py::arg("n_ctx") = 0,
             py::arg("n_parallel") = 1, py::arg("n_batch") = 512, py::arg("n_threads") = 0,
             py::arg("n_threads_batch") = 0, py::arg("kv_type") = "f16", py::arg("head") = "candidates",
-            py::arg("n_candidates") = kDefaultCandidates, py::arg("draft_length") = -1, py::arg("draft_window") = 4096,
-            py::arg("max_queue") = 512, py::arg("flash_attention") = py::none())
+            py::arg("n_candidates") = kDefaultCandidates, py::arg("policy") = "full",
+            py::arg("objective") = "throughput", py::arg("calibration") = std::vector<CalibrationTuple>{},
+            py::arg("draft_window") = 4096, py::arg("max_queue") = 512, py::arg("flash_attention") = py::none(),
+            py::arg("synthetic_acceptance") = py::none())
         .def("submit", &submit_request, py::arg("prompt"), py::arg("options").none(false))
         .def("step", &run_step)
         .def(
             "cancel", [](BoundEngine& bound, uint64_t id) { return bound.engine->cancel(id); }, py::arg("request_id"))
         .def("close", &close_engine)
+        .def("measure_costs", &measure_engine_costs, py::kw_only(), py::arg("budget_ms") = 3000.0)
+        .def("set_costs", &set_engine_costs, py::arg("curves"))
+        .def_property_readonly("costs", &read_costs)
+        .def_property_readonly("settings", &settings)
+        .def_property_readonly("speedup", &read_speedup)
         .def_property_readonly("has_work", [](const BoundEngine& bound) { return bound.engine->has_work(); })
         .def_property_readonly("n_ctx", [](const BoundEngine& bound) { return bound.engine->options().n_ctx; })
         .def_property_readonly("n_running", [](const BoundEngine& bound) { return bound.engine->n_running(); })

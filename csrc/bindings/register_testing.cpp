@@ -155,15 +155,16 @@ void register_testing(py::module_& module) {
     testing.def(
         "scripted_engine",
         [](std::shared_ptr<Model> target, std::vector<std::vector<int32_t>> scripts, const std::string& mode,
-           int32_t block_size, int32_t n_ctx, int32_t n_parallel, const std::string& kv_type, int32_t draft_length) {
+           int32_t block_size, int32_t n_ctx, int32_t n_parallel, const std::string& kv_type,
+           const std::string& policy) {
             LLMOptions options;
             options.n_ctx = n_ctx;
             options.n_parallel = n_parallel;
             options.kv_type = kv_type;
-            options.draft_length = draft_length;
+            options.policy = policy;
             options.n_threads = 1; // tests share their machine: threads that wait for each other's turn cost minutes
             return make_scripted_engine(std::move(target), std::move(scripts), mode, block_size, options);
         },
         py::arg("target").none(false), py::arg("scripts"), py::arg("mode"), py::kw_only(), py::arg("block_size") = 7,
-        py::arg("n_ctx") = 0, py::arg("n_parallel") = 1, py::arg("kv_type") = "f16", py::arg("draft_length") = -1);
+        py::arg("n_ctx") = 0, py::arg("n_parallel") = 1, py::arg("kv_type") = "f16", py::arg("policy") = "full");
 }

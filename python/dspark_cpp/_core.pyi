@@ -1,7 +1,7 @@
 """The C++ extension. Everything here is thin: the public API is `dspark_cpp.LLM`."""
 
 from collections.abc import Sequence
-from typing import final
+from typing import TypedDict, final
 
 __version__: str
 llama_cpp_commit: str
@@ -148,7 +148,9 @@ class RequestOptions:
         ignore_eos: bool = False,
         n_logprobs: int = -1,  # -1: none; 0: the chosen token's; n: also the n best
         verification: str = "auto",  # auto | exact | rejection | block
-        draft_limit: int = -1,  # -1: the engine's policy; 0: off; n: at most n drafted tokens a round
+        policy: str | None = None,  # None: the engine's
+        draft_limit: int = -1,  # -1: as the policy says; 0: off; n: at most n drafted tokens a round
+        trace: bool = False,  # events carry a RoundRecord for every decode round
     ) -> None: ...
 
 class TokenLogprobs:
@@ -173,6 +175,16 @@ class RequestStats:
     @property
     def n_committed(self) -> int: ...
     @property
+    def n_parked(self) -> int: ...
+    @property
+    def n_probes(self) -> int: ...
+    @property
+    def park_tokens(self) -> float: ...
+    @property
+    def park_extra_ms(self) -> float: ...
+    @property
+    def park_plain_ms(self) -> float: ...
+    @property
     def scheduled_per_position(self) -> list[int]: ...
     @property
     def accepted_per_position(self) -> list[int]: ...
@@ -187,6 +199,22 @@ class RequestStats:
     @property
     def host_ms(self) -> float: ...
 
+class RoundRecord:
+    """One decode round of a traced request: what calibration learns from."""
+
+    @property
+    def n_drafted(self) -> int: ...  # 0 in a round without a draft
+    @property
+    def prefix_len(self) -> int: ...  # of those, sent to the target
+    @property
+    def n_accepted(self) -> int: ...  # as the rule decided, not cut at an end of text
+    @property
+    def confidence_logits(self) -> list[float]: ...  # (n_drafted,), uncalibrated; empty without a confidence head
+    @property
+    def draft_ms(self) -> float: ...  # of the step, shared by all requests in it
+    @property
+    def verify_ms(self) -> float: ...
+
 class Event:
     """What a step did for one request: committed tokens and, at the end, why it ended."""
 
@@ -198,6 +226,8 @@ class Event:
     def drafted(self) -> list[bool]: ...  # per token: came from an accepted draft
     @property
     def logprobs(self) -> list[TokenLogprobs]: ...
+    @property
+    def rounds(self) -> list[RoundRecord]: ...  # of a traced request: the decode round of this step, if there was one
     @property
     def finish_reason(self) -> str | None: ...  # stop | length | context_full | cancelled | error
     @property
@@ -221,6 +251,10 @@ class EngineStats:
     @property
     def n_committed(self) -> int: ...
     @property
+    def n_parked(self) -> int: ...
+    @property
+    def n_probes(self) -> int: ...
+    @property
     def draft_ms(self) -> float: ...
     @property
     def verify_ms(self) -> float: ...
@@ -228,6 +262,32 @@ class EngineStats:
     def inject_ms(self) -> float: ...
     @property
     def host_ms(self) -> float: ...
+
+class CostCurves(TypedDict):
+    """What passes cost: (size, milliseconds), ascending sizes; a plain dict."""
+
+    verify: list[tuple[int, float]]  # rows, each with logits
+    prefill: list[tuple[int, float]]  # rows without logits
+    draft: list[tuple[int, float]]  # blocks drafted in one pass
+    verify_ms_per_row_cell: float  # what attention adds per row and cell of the cache in use
+    draft_ms_per_block_cell: float
+
+@final
+class SyntheticAcceptance:
+    """Accept events drawn from rates instead of verified, for timing random weights: what comes out is no text."""
+
+    def __init__(
+        self,
+        *,
+        rates: Sequence[Sequence[float]],  # per domain and position: P(accepted | those before it were)
+        spread: float = 1.5,  # of a round's difficulty, in logits
+        noise: float = 0.7,  # of what the confidence sees of it, in its standard deviations
+        bias: float = 0.0,  # added to the confidence logits
+        seed: int = 0,
+    ) -> None: ...
+    def draw_rounds(
+        self, block_size: int, request_seed: int, n_rounds: int
+    ) -> tuple[list[list[float]], list[int]]: ...  # confidence logits (n_rounds, block_size), accepted (n_rounds,)
 
 @final
 class Engine:
@@ -246,15 +306,26 @@ class Engine:
         kv_type: str = "f16",
         head: str = "candidates",  # candidates | full | graph
         n_candidates: int = 256,
-        draft_length: int = -1,  # fixed policy: tokens verified a round; -1: the full block; 0: off
+        policy: str = "full",  # off | full | fixed:n | threshold:p | algorithm1 | adaptive
+        objective: str = "throughput",  # throughput | latency
+        calibration: Sequence[tuple[str, float, Sequence[float], Sequence[float]]] = [],  # rule, T, sts, acceptance
         draft_window: int = 4096,
         max_queue: int = 512,
         flash_attention: bool | None = None,  # None: on, but for an f32 cache on the CPU
+        synthetic_acceptance: SyntheticAcceptance | None = None,  # for timing alone: no text
     ) -> None: ...
     def submit(self, prompt: Sequence[int], options: RequestOptions) -> int: ...
     def step(self) -> list[Event]: ...  # GIL released
     def cancel(self, request_id: int) -> bool: ...
     def close(self) -> None: ...
+    def measure_costs(self, *, budget_ms: float = 3000.0) -> CostCurves: ...  # only while nothing runs
+    def set_costs(self, curves: CostCurves) -> None: ...
+    @property
+    def costs(self) -> CostCurves: ...  # with what was learned; waits for a running step
+    @property
+    def settings(self) -> dict[str, int | str | bool]: ...  # options with every default filled in
+    @property
+    def speedup(self) -> float: ...  # recent tokens per time against plain decoding, estimated; at least 1
     @property
     def has_work(self) -> bool: ...
     @property

@@ -69,6 +69,11 @@ class RequestStats:
     n_committed : int
         Tokens the rounds added, corrections and bonus tokens included. May exceed the tokens returned: an end-of-text
         token counts, and so does what stood behind a stop string.
+    n_parked, n_probes : int
+        Rounds decoded plainly because a draft would not have paid; of the drafted ones, those that looked whether that
+        still holds.
+    park_reason : str
+        Why the last of the parked rounds was: what a draft was expected to gain and to cost. Empty when none was.
     scheduled_per_position, accepted_per_position : tuple of int, length block_size
         The same by position in the drafted block.
     queue_ms, prefill_ms : float
@@ -83,6 +88,9 @@ class RequestStats:
     n_scheduled: int = 0
     n_accepted: int = 0
     n_committed: int = 0
+    n_parked: int = 0
+    n_probes: int = 0
+    park_reason: str = ""
     scheduled_per_position: tuple[int, ...] = ()
     accepted_per_position: tuple[int, ...] = ()
     queue_ms: float = 0.0
@@ -116,6 +124,9 @@ class RequestStats:
             n_scheduled=stats.n_scheduled,
             n_accepted=stats.n_accepted,
             n_committed=stats.n_committed,
+            n_parked=stats.n_parked,
+            n_probes=stats.n_probes,
+            park_reason=_park_reason(stats),
             scheduled_per_position=tuple(stats.scheduled_per_position),
             accepted_per_position=tuple(stats.accepted_per_position),
             queue_ms=stats.queue_ms,
@@ -387,6 +398,17 @@ def _check_messages(messages: Sequence[Message]) -> None:
 def _logprobs(event: _core.Event, n_tokens: int) -> list[TokenLogprob]:
     pairs = zip(event.tokens[:n_tokens], event.logprobs, strict=False)
     return [TokenLogprob(token, entry.logprob, tuple(entry.top)) for token, entry in pairs]
+
+
+def _park_reason(stats: _core.RequestStats) -> str:
+    if stats.n_parked == 0:
+        return ""
+    if stats.park_extra_ms <= 0:
+        return f"no draft length pays beside a plain step of {stats.park_plain_ms:.3g} ms"
+    return (
+        f"a draft is expected to bring {stats.park_tokens:.2f} tokens for {stats.park_extra_ms:.3g} ms more than a plain "
+        f"step of {stats.park_plain_ms:.3g} ms"
+    )
 
 
 def _stats(event: _core.Event) -> RequestStats | None:

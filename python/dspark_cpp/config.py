@@ -6,6 +6,7 @@ knows no engine, no text, no thread.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,10 +16,12 @@ from typing import Literal, TypedDict, get_args
 __all__ = [
     "DemoConfig",
     "DraftChoice",
+    "CostSource",
     "EngineConfig",
     "EngineOptions",
     "Head",
     "KVType",
+    "Objective",
     "Policy",
     "SamplingParams",
     "Verification",
@@ -30,7 +33,9 @@ Verification = Literal["auto", "exact", "rejection", "block"]
 Head = Literal["candidates", "full", "graph"]
 KVType = Literal["f16", "f32", "bf16", "q8_0", "q4_0"]
 DraftChoice = Literal["auto", "off"] | int
-Policy = Literal["auto", "off", "full"] | int
+Policy = str | int
+Objective = Literal["throughput", "latency"]
+CostSource = Literal["auto", "measure", "none"]
 
 _INT_MAX = 2**31 - 1
 _SEED_MAX = 2**64 - 1
@@ -72,8 +77,10 @@ class SamplingParams:
     verification : {"auto", "exact", "rejection", "block"}
         How drafted tokens are checked; each leaves the distribution of the text as it is. "auto" is "exact" at
         temperature 0 and "block" otherwise.
+    policy : str or int, optional
+        How many drafted tokens a round are verified for this request; see `EngineConfig`. None is the engine's policy.
     draft : {"auto", "off"} or int
-        Most drafted tokens a round for this request. "auto" leaves it to the engine's policy; 0 is "off".
+        Most drafted tokens a round for this request, whatever the policy says. "auto" sets no limit; 0 is "off".
 
     Raises
     ------
@@ -97,6 +104,7 @@ class SamplingParams:
     ignore_eos: bool = False
     logprobs: int | None = None
     verification: Verification = "auto"
+    policy: Policy | None = None
     draft: DraftChoice = "auto"
 
     def __post_init__(self) -> None:
@@ -106,6 +114,8 @@ class SamplingParams:
         _store(self, "stop", _stop_strings(self.stop))
         _check_bool("ignore_eos", self.ignore_eos)
         _check_choice("verification", self.verification, get_args(Verification))
+        if self.policy is not None:
+            _store(self, "policy", _policy(self.policy))
         _store(self, "draft", _count_or_choice("draft", self.draft, ("auto", "off")))
 
     def _check_lengths(self) -> None:
@@ -159,8 +169,16 @@ class EngineConfig:
         (the reference), or as a graph on the drafter's device.
     n_candidates : int
         Candidates per slot.
-    policy : {"auto", "off", "full"} or int
-        Drafted tokens verified a round: the engine's choice, none, the full block, or a fixed number.
+    policy : str or int
+        How many drafted tokens a round are verified. "adaptive": what pays, from measured costs and calibrated
+        confidence, for every request and step, and no draft at all where none pays. "off". "fixed:n" or n; "full" is the
+        whole block. "threshold:p": up to the first token whose raw confidence is below p. "algorithm1": the paper's.
+        Each leaves the distribution of the text as it is.
+    objective : {"throughput", "latency"}
+        What "adaptive" maximises: tokens per second of the whole engine, or each request's own speed.
+    costs : {"auto", "measure", "none"}
+        Where "adaptive" and "algorithm1" learn what a pass costs on this machine: from the cache of measured costs, or at
+        load in at most 3 seconds; always at load; only while running.
     draft_window : int
         Newest tokens the drafter can see. Drafters are trained at 4096, and fall apart far beyond it.
     max_queue : int
@@ -190,7 +208,9 @@ class EngineConfig:
     kv_type: KVType = "f16"
     head: Head = "candidates"
     n_candidates: int = 256
-    policy: Policy = "auto"
+    policy: Policy = "adaptive"
+    objective: Objective = "throughput"
+    costs: CostSource = "auto"
     draft_window: int = 4096
     max_queue: int = 512
     flash_attention: bool | None = None
@@ -206,12 +226,9 @@ class EngineConfig:
             _check_bool("flash_attention", self.flash_attention)
         _check_choice("kv_type", self.kv_type, get_args(KVType))
         _check_choice("head", self.head, get_args(Head))
-        _store(self, "policy", _count_or_choice("policy", self.policy, ("auto", "off", "full")))
-
-    @property
-    def draft_length(self) -> int:
-        """`policy` as the engine takes it: -1 for the full block, else drafted tokens verified a round."""
-        return {"auto": -1, "off": 0, "full": -1}[self.policy] if isinstance(self.policy, str) else self.policy
+        _check_choice("objective", self.objective, get_args(Objective))
+        _check_choice("costs", self.costs, get_args(CostSource))
+        _store(self, "policy", _policy(self.policy))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -269,6 +286,8 @@ class EngineOptions(TypedDict, total=False):
     head: Head
     n_candidates: int
     policy: Policy
+    objective: Objective
+    costs: CostSource
     draft_window: int
     max_queue: int
     flash_attention: bool | None
@@ -336,6 +355,25 @@ def _count_or_choice(name: str, value: object, choices: Sequence[str]) -> str | 
             raise ValueError(f"{name} must be one of {', '.join(choices)} or a number of tokens, got {value!r}")
         return value
     return _integer(name, value, 0, _INT_MAX)
+
+
+def _policy(value: object) -> str:
+    """The policy as the engine takes it: a number is a fixed length, "auto" the default."""
+    if not isinstance(value, str):
+        length = _integer("policy", value, 0, _INT_MAX)
+        return f"fixed:{length}" if length else "off"
+    name, _, argument = value.partition(":")
+    rule = "be off, full, fixed:n, threshold:p, algorithm1, adaptive or a number of tokens"
+    if value in ("auto", "adaptive"):
+        return "adaptive"
+    if value in ("off", "full", "algorithm1"):
+        return value
+    if name == "fixed" and argument.isascii() and argument.isdecimal():
+        return _policy(int(argument))
+    if name == "threshold":
+        with contextlib.suppress(ValueError):
+            return f"threshold:{_number('policy threshold', float(argument), 0.0, 1.0):.17g}"
+    raise ValueError(f"policy must {rule}, got {value!r}")
 
 
 def _stop_strings(value: object) -> tuple[str, ...]:

@@ -15,11 +15,12 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
-from typing import Any, Literal, Self, Unpack, overload
+from typing import Any, ClassVar, Literal, Self, Unpack, overload
 
 from dspark_cpp import _core
 from dspark_cpp.chat import Chunk, Completion, Message, ReplyBuilder, render_chat, without_second_bos
 from dspark_cpp.config import EngineConfig, EngineOptions, SamplingParams, checked_text, params_per_prompt
+from dspark_cpp.cost_cache import prepare_costs
 from dspark_cpp.engine_loop import EngineLoop, RequestGroup
 from dspark_cpp.errors import QueueFullError
 
@@ -28,6 +29,7 @@ __all__ = ["LLM", "Prompt"]
 Prompt = str | Sequence[int]
 
 _QUEUE_RETRY_SECONDS = 0.02
+_LEARNED_STEPS = 200  # an engine that ran fewer has nothing to tell of costs
 
 
 @dataclass(slots=True)
@@ -70,6 +72,9 @@ class LLM:
     ...         print(completion.text, completion.stats.accepted_length)
     """
 
+    # For `dspark bench` alone, in a subclass: accept events are drawn, and what comes out is no text.
+    _synthetic_acceptance: ClassVar[_core.SyntheticAcceptance | None] = None
+
     def __init__(
         self,
         model: str | os.PathLike[str],
@@ -78,8 +83,10 @@ class LLM:
     ) -> None:
         config = EngineConfig(**options)
         self._model, self._drafter = _load_models(model, draft, config)
-        engine = _make_engine(self._model, self._drafter, config)
+        engine = _make_engine(self._model, self._drafter, config, self._synthetic_acceptance)
         self._n_ctx = engine.n_ctx
+        self._engine = engine
+        self._cost_cache = prepare_costs(self._model, self._drafter, engine, config)
         self._loop = EngineLoop(engine)
         self._finalizer = weakref.finalize(self, self._loop.close)
 
@@ -101,8 +108,11 @@ class LLM:
 
     def close(self) -> None:
         """Free the engine. Calls in progress raise EngineClosedError, as do later ones. Idempotent."""
-        self._finalizer.detach()
+        if self._finalizer.detach() is None:
+            return
         self._loop.close()
+        if self._cost_cache is not None and self._engine.stats.n_steps >= _LEARNED_STEPS:
+            self._cost_cache.store(self._engine.costs)
 
     @property
     def closed(self) -> bool:
@@ -327,7 +337,12 @@ def _load_models(
     return target, None if draft is None else _core.Model.load_drafter(os.fspath(draft), target, **options)
 
 
-def _make_engine(target: _core.Model, drafter: _core.Model | None, config: EngineConfig) -> _core.Engine:
+def _make_engine(
+    target: _core.Model,
+    drafter: _core.Model | None,
+    config: EngineConfig,
+    synthetic_acceptance: _core.SyntheticAcceptance | None = None,
+) -> _core.Engine:
     return _core.Engine(
         target,
         drafter,
@@ -339,10 +354,12 @@ def _make_engine(target: _core.Model, drafter: _core.Model | None, config: Engin
         kv_type=config.kv_type,
         head=config.head,
         n_candidates=config.n_candidates,
-        draft_length=config.draft_length,
+        policy=str(config.policy),
+        objective=config.objective,
         draft_window=config.draft_window,
         max_queue=config.max_queue,
         flash_attention=config.flash_attention,
+        synthetic_acceptance=synthetic_acceptance,
     )
 
 
@@ -361,6 +378,7 @@ def _request_options(params: SamplingParams, seed: int) -> _core.RequestOptions:
         ignore_eos=params.ignore_eos,
         n_logprobs=-1 if params.logprobs is None else params.logprobs,
         verification=params.verification,
+        policy=None if params.policy is None else str(params.policy),
         draft_limit=params.draft_limit,
     )
 

@@ -34,8 +34,11 @@ Bench make_bench(std::unique_ptr<Drafter> drafter, int32_t draft_length, EngineO
     auto target = std::make_unique<toy::Target>(end_logit);
     bench.target = target.get();
     bench.drafter = drafter.get();
+    SchedulerOptions scheduler;
+    scheduler.policy = {Policy::Kind::fixed, draft_length, 0};
+    scheduler.block_size = drafter ? drafter->block_size() : 0;
     bench.engine = std::make_unique<Engine>(std::move(target), std::move(drafter),
-                                            std::make_unique<FixedScheduler>(draft_length), options);
+                                            std::make_unique<Scheduler>(scheduler), options);
     return bench;
 }
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol, runtime_checkable
 
 import numpy as np
 from gguf import GGMLQuantizationType, quants
@@ -31,6 +31,15 @@ from dspark_cpp.convert.tensors import Role, count_bytes
 from dspark_cpp.errors import DSparkError, ModelLoadError
 
 Progress = Callable[[str, int], None]
+
+
+@runtime_checkable
+class EncodedSource(Protocol):
+    """A source that has its rows in the stored form already."""
+
+    def encoded_rows(self, start: int, stop: int) -> bytes:
+        """Return the bytes of rows `start` to `stop`."""
+
 
 # Elements handled at a time: 16 MB as float32, and a few times that while numpy quantizes.
 _CHUNK_ELEMENTS = 1 << 22
@@ -175,9 +184,14 @@ def _write_tensor(file: BinaryIO, plan: TensorPlan, progress: Progress) -> None:
         progress(plan.name, plan.integers.size)
         return
     for start, stop in row_chunks(plan.shape):
-        rows = plan.source.rows(start, stop)
-        file.write(encode_rows(rows, plan.type))
-        progress(plan.name, rows.size)
+        file.write(_encode_part(plan, start, stop))
+        progress(plan.name, (stop - start) * (plan.shape[-1] if plan.shape else 1))
+
+
+def _encode_part(plan: TensorPlan, start: int, stop: int) -> bytes:
+    if isinstance(plan.source, EncodedSource):
+        return plan.source.encoded_rows(start, stop)
+    return encode_rows(plan.source.rows(start, stop), plan.type)
 
 
 def row_chunks(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:

@@ -1,0 +1,208 @@
+#include "cost_measure.h"
+
+#include "random.h"
+#include "request.h"
+
+#include <algorithm>
+#include <array>
+
+namespace dspark {
+
+namespace {
+
+constexpr int32_t kPromptRows = 8; // what every sequence holds before a pass is timed
+constexpr int32_t kMostRepeats = 7;
+
+class Measurement {
+  public:
+    Measurement(Target& target, Drafter* drafter, const MeasureOptions& options)
+        : target_(target), drafter_(drafter), options_(options) {}
+
+    CostCurves run() {
+        fill_sequences(1);
+        (void)time_rows(1, true); // buffers and caches warm
+        const double budget = options_.budget_ms;
+        curves_.verify = sweep(verify_sizes(), budget * (drafter_ != nullptr ? 0.45 : 0.6),
+                               [&](int32_t n) { return time_rows(n, true); });
+        if (drafter_ != nullptr) {
+            fill_sequences(options_.n_sequences);
+            (void)time_draft(1);
+            curves_.draft = sweep(draft_sizes(), budget * 0.65, [&](int32_t n) { return time_draft(n); });
+        }
+        measure_prefill(budget * 0.9);
+        measure_context();
+        clear();
+        return std::move(curves_);
+    }
+
+  private:
+    template <typename Time> CostPoints sweep(const std::vector<int32_t>& sizes, double end_ms, Time time) {
+        std::vector<std::vector<double>> samples(sizes.size());
+        size_t n_sizes = sizes.size();
+        for (int32_t repeat = 0; repeat < kMostRepeats && (repeat == 0 || elapsed_ms() < end_ms); ++repeat) {
+            for (size_t i = 0; i < n_sizes; ++i) {
+                // The first two sizes are always timed; a curve needs a start and a slope.
+                if (i >= 2 && elapsed_ms() > end_ms) {
+                    n_sizes = repeat == 0 ? i : n_sizes;
+                    break;
+                }
+                samples[i].push_back(time(sizes[i]));
+            }
+        }
+        CostPoints points;
+        for (size_t i = 0; i < n_sizes; ++i) {
+            std::sort(samples[i].begin(), samples[i].end());
+            points.emplace_back(sizes[i], samples[i][samples[i].size() / 2]);
+        }
+        return points;
+    }
+
+    [[nodiscard]] double elapsed_ms() const { return milliseconds_since(begin_); }
+
+    // Every size up to 16, where kernels change; then steps of a quarter to a third.
+    [[nodiscard]] std::vector<int32_t> verify_sizes() const {
+        std::vector<int32_t> sizes;
+        for (int32_t n = 1; n < options_.n_rows; n += n < 16 ? 1 : std::max(4, n / 4)) {
+            sizes.push_back(n);
+        }
+        sizes.push_back(options_.n_rows);
+        return sizes;
+    }
+
+    [[nodiscard]] std::vector<int32_t> draft_sizes() const {
+        std::vector<int32_t> sizes;
+        for (int32_t n = 1; n < options_.n_sequences; n += std::max(1, n / 2)) {
+            sizes.push_back(n);
+        }
+        sizes.push_back(options_.n_sequences);
+        return sizes;
+    }
+
+    [[nodiscard]] int32_t random_token() {
+        return static_cast<int32_t>(random_.target_sample(n_drawn_++) * target_.n_vocab());
+    }
+
+    void clear() {
+        for (int32_t sequence = 0; sequence < options_.n_sequences; ++sequence) {
+            target_.remove(sequence, 0);
+            if (drafter_ != nullptr) {
+                drafter_->forget(sequence);
+            }
+        }
+    }
+
+    void add_rows(int32_t sequence, int32_t begin, int32_t n, bool output) {
+        for (int32_t i = 0; i < n; ++i) {
+            rows_.push_back({random_token(), begin + i, sequence, output});
+        }
+    }
+
+    // Returns the target's time.
+    double decode_and_inject() {
+        const auto begin = Clock::now();
+        target_.decode(rows_);
+        const double ms = milliseconds_since(begin);
+        if (drafter_ != nullptr) {
+            context_.clear();
+            for (size_t i = 0; i < rows_.size(); ++i) {
+                context_.push_back({static_cast<int32_t>(i), rows_[i].position, rows_[i].sequence});
+            }
+            drafter_->inject(context_);
+        }
+        return ms;
+    }
+
+    void fill_sequences(int32_t n) {
+        clear();
+        for (int32_t sequence = 0; sequence < n; ++sequence) {
+            rows_.clear();
+            add_rows(sequence, 0, kPromptRows, false);
+            (void)decode_and_inject();
+        }
+        end_ = kPromptRows;
+    }
+
+    double time_rows(int32_t n, bool output) {
+        rows_.clear();
+        add_rows(0, end_, n, output);
+        const auto begin = Clock::now();
+        target_.decode(rows_);
+        const double ms = milliseconds_since(begin);
+        target_.remove(0, end_);
+        return ms;
+    }
+
+    double time_draft(int32_t n) {
+        std::vector<DraftTask> tasks;
+        for (int32_t sequence = 0; sequence < n; ++sequence) {
+            DraftTask task;
+            task.sequence = sequence;
+            task.anchor = random_token();
+            task.start = end_;
+            tasks.push_back(task);
+        }
+        drafts_.resize(tasks.size());
+        const auto begin = Clock::now();
+        drafter_->draft(tasks, drafts_);
+        return milliseconds_since(begin);
+    }
+
+    // Small sizes in place; then chunks of growing size, each behind the last: the cache fills for measure_context.
+    void measure_prefill(double end_ms) {
+        fill_sequences(1);
+        curves_.prefill = sweep({1, 2, 4, 8}, end_ms, [&](int32_t n) { return time_rows(n, false); });
+        double last_ms = curves_.prefill.back().second;
+        for (int32_t n = 16; n <= options_.n_batch; n *= 2) {
+            if (end_ + n >= options_.n_cells || elapsed_ms() + 2 * last_ms > end_ms) {
+                break;
+            }
+            rows_.clear();
+            add_rows(0, end_, n, false);
+            last_ms = decode_and_inject();
+            curves_.prefill.emplace_back(n, last_ms);
+            end_ += n;
+        }
+    }
+
+    void measure_context() {
+        const int32_t n_more = end_ - kBaseCells / 2;
+        if (end_ <= kBaseCells || curves_.verify.empty()) {
+            return; // too short a context to tell attention from noise
+        }
+        const auto [n_rows, base_ms] = curves_.verify[std::min<size_t>(3, curves_.verify.size() - 1)];
+        std::array<double, 3> samples{};
+        for (double& ms : samples) {
+            ms = time_rows(n_rows, true);
+        }
+        std::sort(samples.begin(), samples.end());
+        curves_.verify_ms_per_row_cell = std::max(0.0, samples[1] - base_ms) / (static_cast<double>(n_rows) * n_more);
+        if (drafter_ != nullptr && !curves_.draft.empty()) {
+            (void)time_draft(1); // the first one may inject what was queued
+            for (double& ms : samples) {
+                ms = time_draft(1);
+            }
+            std::sort(samples.begin(), samples.end());
+            curves_.draft_ms_per_block_cell = std::max(0.0, samples[1] - curves_.draft[0].second) / n_more;
+        }
+    }
+
+    Target& target_;
+    Drafter* drafter_;
+    MeasureOptions options_;
+    Clock::time_point begin_ = Clock::now();
+    CostCurves curves_;
+    RandomStream random_{1};
+    uint64_t n_drawn_ = 0;
+    int32_t end_ = 0; // positions that sequence 0 holds
+    std::vector<BatchRow> rows_;
+    std::vector<ContextRow> context_;
+    std::vector<BlockDraft> drafts_;
+};
+
+} // namespace
+
+CostCurves measure_costs(Target& target, Drafter* drafter, const MeasureOptions& options) {
+    return Measurement(target, drafter, options).run();
+}
+
+} // namespace dspark

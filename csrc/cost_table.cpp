@@ -1,0 +1,210 @@
+#include "cost_table.h"
+
+#include <algorithm>
+#include <cmath>
+#include <stdexcept>
+#include <string>
+
+namespace dspark {
+
+namespace {
+
+constexpr int32_t kTrustedSamples = 3; // a size nobody measured at load counts from here on
+constexpr int32_t kLoadWeight = 3;     // samples that the value from load counts for
+
+} // namespace
+
+void CostCurves::validate() const {
+    for (const auto& [name, points] :
+         {std::pair("verify", &verify), std::pair("prefill", &prefill), std::pair("draft", &draft)}) {
+        int32_t last = 0;
+        for (const auto& [size, ms] : *points) {
+            if (size <= last || !std::isfinite(ms) || ms < 0) {
+                throw std::invalid_argument(std::string("cost curve ") + name +
+                                            " must have ascending sizes from 1 and times of 0 ms or more, got " +
+                                            std::to_string(ms) + " ms at " + std::to_string(size));
+            }
+            last = size;
+        }
+    }
+    for (const double slope : {verify_ms_per_row_cell, draft_ms_per_block_cell}) {
+        if (!std::isfinite(slope) || slope < 0) {
+            throw std::invalid_argument("cost of context must be 0 or more, got " + std::to_string(slope));
+        }
+    }
+}
+
+int32_t context_bucket(int32_t n_cells) {
+    int32_t bucket = 0;
+    for (int64_t end = kBaseCells; n_cells > end; end *= 2) {
+        ++bucket;
+    }
+    return bucket;
+}
+
+void MedianRing::push(double value) {
+    values_[next_] = value;
+    next_ = (next_ + 1) % kCapacity;
+    n_ = std::min(n_ + 1, static_cast<int32_t>(kCapacity));
+}
+
+double MedianRing::median() const {
+    if (n_ == 0) {
+        return 0;
+    }
+    std::array<double, kCapacity> sorted = values_;
+    const auto end = sorted.begin() + n_;
+    const auto middle = sorted.begin() + n_ / 2;
+    std::nth_element(sorted.begin(), middle, end);
+    if (n_ % 2 == 1) {
+        return *middle;
+    }
+    return 0.5 * (*middle + *std::max_element(sorted.begin(), middle));
+}
+
+// ---- one curve ----
+
+CostCurve::CostCurve(const CostPoints& measured) {
+    for (const auto& [size, ms] : measured) {
+        Point& point = points_[size];
+        for (int32_t i = 0; i < kLoadWeight; ++i) {
+            point.samples.push(ms);
+        }
+        point.is_trusted = true;
+    }
+    refresh();
+}
+
+bool CostCurve::knows(int32_t size) const {
+    const auto found = points_.find(size);
+    return found != points_.end() && found->second.is_trusted;
+}
+
+void CostCurve::observe(int32_t size, double ms) {
+    Point& point = points_[size];
+    point.samples.push(ms);
+    point.is_trusted = point.is_trusted || point.samples.size() >= kTrustedSamples;
+    refresh();
+}
+
+void CostCurve::refresh() {
+    known_.clear();
+    for (const auto& [size, point] : points_) {
+        if (point.is_trusted) {
+            known_.emplace_back(size, point.samples.median());
+        }
+    }
+}
+
+double CostCurve::at(int32_t size) const {
+    const CostPoints& known = known_;
+    if (known.empty() || size <= 0) {
+        return 0;
+    }
+    const auto above = std::lower_bound(known.begin(), known.end(), size,
+                                        [](const auto& point, int32_t wanted) { return point.first < wanted; });
+    if (above != known.end() && (above->first == size || above == known.begin())) {
+        return above->second; // a smaller pass than any known: no cheaper
+    }
+    if (above != known.end()) {
+        const auto below = above - 1;
+        const double share = static_cast<double>(size - below->first) / (above->first - below->first);
+        return below->second + share * (above->second - below->second);
+    }
+    const auto& [last_size, last_ms] = known.back();
+    if (known.size() == 1) {
+        return last_ms;
+    }
+    const auto& [first_size, first_ms] = known.front(); // one step back may be a cliff: take the whole curve's slope
+    const double slope = std::max(0.0, (last_ms - first_ms) / (last_size - first_size));
+    return last_ms + slope * (size - last_size);
+}
+
+// ---- contexts ----
+
+double ContextCost::at(int32_t size, int32_t n_cells) const {
+    const int32_t bucket = context_bucket(n_cells);
+    if (bucket == 0) {
+        return base_.at(size);
+    }
+    const auto own = buckets_.find(bucket);
+    if (own != buckets_.end() && own->second.knows(size)) {
+        return own->second.at(size);
+    }
+    return base_.at(size) + slope_ms_ * size * (n_cells - kBaseCells / 2);
+}
+
+bool ContextCost::knows(int32_t size, int32_t n_cells) const {
+    const int32_t bucket = context_bucket(n_cells);
+    if (bucket == 0) {
+        return base_.knows(size);
+    }
+    const auto own = buckets_.find(bucket);
+    return own != buckets_.end() && own->second.knows(size);
+}
+
+void ContextCost::observe(int32_t size, int32_t n_cells, double ms) {
+    const int32_t bucket = context_bucket(n_cells);
+    if (bucket == 0) {
+        base_.observe(size, ms);
+        return;
+    }
+    buckets_[bucket].observe(size, ms);
+    if (base_.knows(size)) {
+        slopes_.push(std::max(0.0, ms - base_.at(size)) / (static_cast<double>(size) * (n_cells - kBaseCells / 2)));
+        if (!has_slope_ || slopes_.size() >= kTrustedSamples) {
+            slope_ms_ = slopes_.median();
+        }
+    }
+}
+
+// ---- the table ----
+
+CostTable::CostTable(const CostCurves& measured)
+    : verify_(measured.verify, measured.verify_ms_per_row_cell),
+      prefill_(measured.prefill, measured.verify_ms_per_row_cell),
+      draft_(measured.draft, measured.draft_ms_per_block_cell) {}
+
+double CostTable::undisturbed_verify_ms(const PassShape& pass) const {
+    if (pass.n_prefill_rows == 0) {
+        return verify_.at(pass.n_rows, pass.n_cells);
+    }
+    const double body = prefill_.at(pass.n_rows + pass.n_prefill_rows, pass.n_cells);
+    // What the rows with logits add is the output head: T_verify less a pass of as many rows without it.
+    const double head = verify_.at(pass.n_rows, pass.n_cells) - prefill_.at(pass.n_rows, pass.n_cells);
+    return body + (pass.n_rows > 0 ? std::max(0.0, head) : 0.0);
+}
+
+double CostTable::verify_ms(const PassShape& pass) const { return undisturbed_verify_ms(pass) * slowdown(); }
+
+double CostTable::draft_ms(int32_t n_blocks, int32_t n_cells) const {
+    return draft_.at(n_blocks, n_cells) * slowdown();
+}
+
+bool CostTable::knows(const PassShape& pass) const {
+    return pass.n_prefill_rows == 0 ? verify_.knows(pass.n_rows, pass.n_cells)
+                                    : prefill_.knows(pass.n_rows + pass.n_prefill_rows, pass.n_cells);
+}
+
+void CostTable::observe_verify(const PassShape& pass, double ms) {
+    if (knows(pass)) { // an interpolated size says more of the curve than of the machine
+        slowdown_.push(std::clamp(ms / undisturbed_verify_ms(pass), 0.05, 20.0));
+    }
+    const double undisturbed = ms / slowdown();
+    if (pass.n_prefill_rows == 0) {
+        verify_.observe(pass.n_rows, pass.n_cells, undisturbed);
+    } else if (pass.n_rows <= 1) { // a prompt's chunk, with at most the one output at its end
+        prefill_.observe(pass.n_rows + pass.n_prefill_rows, pass.n_cells, undisturbed);
+    }
+}
+
+// A draft says nothing on the machine's speed: it may have injected many rows or few before.
+void CostTable::observe_draft(int32_t n_blocks, int32_t n_cells, double ms) {
+    draft_.observe(n_blocks, n_cells, ms / slowdown());
+}
+
+CostCurves CostTable::curves() const {
+    return {verify_.points(), prefill_.points(), draft_.points(), verify_.slope_ms(), draft_.slope_ms()};
+}
+
+} // namespace dspark

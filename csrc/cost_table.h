@@ -1,0 +1,127 @@
+// What a forward pass costs on this machine: T_verify(B), T_prefill(P), T_draft(R), measured at load, corrected by the
+// steps that were really timed. Owns: the curves. Must not know: models, requests, clocks. Engine thread only.
+//
+// Curves stay jagged: a size that was timed has its own value, nothing is fitted through cliffs; sizes in between are
+// interpolated, sizes beyond continue the last slope. Three disturbances are told apart:
+//   - noise: every size keeps its last samples and answers with their median;
+//   - a machine that is slower now (load, heat): the median ratio of recent passes to their estimate scales all sizes;
+//   - context: attention costs per row and cell; sizes seen in a context bucket have values of their own there.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <span>
+#include <utility>
+#include <vector>
+
+namespace dspark {
+
+using CostPoints = std::vector<std::pair<int32_t, double>>; // (size, ms), ascending sizes
+
+// All in milliseconds, with a cache of at most kBaseCells cells in use.
+struct CostCurves {
+    CostPoints verify;  // rows, each with logits
+    CostPoints prefill; // rows without logits
+    CostPoints draft;   // blocks drafted in one pass, sequential head included
+    double verify_ms_per_row_cell = 0; // what attention adds, per row and cell in use
+    double draft_ms_per_block_cell = 0;
+
+    // Throws std::invalid_argument: sizes must ascend from 1, times be finite and 0 or more.
+    void validate() const;
+};
+
+// The last few values of a quantity, answered by their median.
+class MedianRing {
+  public:
+    void push(double value);
+    [[nodiscard]] double median() const; // 0 when empty
+    [[nodiscard]] int32_t size() const { return n_; }
+
+  private:
+    static constexpr size_t kCapacity = 9;
+    std::array<double, kCapacity> values_{};
+    size_t next_ = 0;
+    int32_t n_ = 0;
+};
+
+class CostCurve {
+  public:
+    CostCurve() = default;
+    explicit CostCurve(const CostPoints& measured);
+
+    [[nodiscard]] double at(int32_t size) const; // 0 when nothing is known
+    [[nodiscard]] bool knows(int32_t size) const;
+    void observe(int32_t size, double ms);
+    [[nodiscard]] const CostPoints& points() const { return known_; } // the sizes that can be trusted
+
+  private:
+    struct Point {
+        MedianRing samples;
+        bool is_trusted = false; // measured at load, or seen often enough
+    };
+    void refresh();
+
+    std::map<int32_t, Point> points_;
+    CostPoints known_; // medians of the trusted ones, read several times a step
+};
+
+// One kind of pass over sizes and contexts.
+class ContextCost {
+  public:
+    ContextCost() = default;
+    ContextCost(const CostPoints& measured, double ms_per_row_cell)
+        : base_(measured), slope_ms_(ms_per_row_cell), has_slope_(ms_per_row_cell > 0) {}
+
+    [[nodiscard]] double at(int32_t size, int32_t n_cells) const;
+    [[nodiscard]] bool knows(int32_t size, int32_t n_cells) const;
+    void observe(int32_t size, int32_t n_cells, double ms);
+    [[nodiscard]] const CostPoints& points() const { return base_.points(); }
+    [[nodiscard]] double slope_ms() const { return slope_ms_; }
+
+  private:
+    CostCurve base_;
+    std::map<int32_t, CostCurve> buckets_; // by context_bucket(), 0 left out: that is base_
+    double slope_ms_ = 0;
+    bool has_slope_ = false; // measured at load; otherwise learned
+    MedianRing slopes_;
+};
+
+inline constexpr int32_t kBaseCells = 512; // cells of bucket 0; every further bucket doubles
+[[nodiscard]] int32_t context_bucket(int32_t n_cells);
+
+// The shape of one target pass.
+struct PassShape {
+    int32_t n_rows = 0;         // with logits
+    int32_t n_prefill_rows = 0; // without
+    int32_t n_cells = 0;        // cells in use before it
+};
+
+class CostTable {
+  public:
+    CostTable() = default; // knows nothing: every pass is free until one was timed
+    explicit CostTable(const CostCurves& measured);
+
+    [[nodiscard]] double verify_ms(const PassShape& pass) const;
+    [[nodiscard]] double draft_ms(int32_t n_blocks, int32_t n_cells) const;
+
+    void observe_verify(const PassShape& pass, double ms);
+    void observe_draft(int32_t n_blocks, int32_t n_cells, double ms);
+
+    // The curves with what was learned, at the speed of load time.
+    [[nodiscard]] CostCurves curves() const;
+    [[nodiscard]] double slowdown() const { return slowdown_.size() < kMinRatios ? 1.0 : slowdown_.median(); }
+
+  private:
+    static constexpr int32_t kMinRatios = 5;
+    [[nodiscard]] double undisturbed_verify_ms(const PassShape& pass) const;
+    [[nodiscard]] bool knows(const PassShape& pass) const;
+
+    ContextCost verify_;
+    ContextCost prefill_;
+    ContextCost draft_;
+    MedianRing slowdown_;
+};
+
+} // namespace dspark

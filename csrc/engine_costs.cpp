@@ -1,0 +1,60 @@
+// What the engine tells its scheduler of time, and how it measures passes before any request runs.
+#include "engine.h"
+
+#include "cost_measure.h"
+#include "errors.h"
+
+namespace dspark {
+
+CostCurves Engine::measure_costs(double budget_ms) {
+    const std::lock_guard lock(step_mutex_);
+    if (is_closed_) {
+        throw EngineClosedError("cannot measure costs: the engine is closed");
+    }
+    if (!running_.empty()) {
+        throw DSparkError("cannot measure costs: requests are running");
+    }
+    const int32_t block = drafter_ ? drafter_->block_size() : 0;
+    MeasureOptions options;
+    options.n_sequences = options_.n_parallel;
+    options.n_rows = options_.n_parallel * (1 + block);
+    options.n_batch = options_.n_batch;
+    options.n_cells = options_.n_ctx;
+    options.budget_ms = budget_ms;
+    const CostCurves curves = dspark::measure_costs(*target_, drafter_.get(), options);
+    scheduler_->set_costs(curves);
+    return curves;
+}
+
+CostCurves Engine::costs() const {
+    const std::lock_guard lock(step_mutex_);
+    return scheduler_->costs().curves();
+}
+
+void Engine::set_costs(const CostCurves& curves) {
+    const std::lock_guard lock(step_mutex_);
+    scheduler_->set_costs(curves);
+}
+
+double Engine::speedup() const {
+    const std::lock_guard lock(step_mutex_);
+    return scheduler_->speedup();
+}
+
+// The pause is part of what a step costs: what the caller does between steps is done once a step, however many tokens.
+void Engine::learn(double total_ms) {
+    StepTimes times{step_.draft_ms, step_.verify_ms, total_ms + pause_ms_};
+    int32_t n_rows = 0;
+    int32_t n_prefill_rows = 0;
+    int32_t n_committed = 0;
+    for (const Lane& lane : lanes_) {
+        n_rows += lane.is_prefill ? 0 : lane.prefix_len;
+        n_prefill_rows += lane.is_prefill ? lane.n_rows : 0;
+    }
+    n_committed = static_cast<int32_t>(step_.n_committed);
+    StepLoad load = load_;
+    load.n_prefill_rows = n_prefill_rows;
+    scheduler_->observe_step(load, static_cast<int32_t>(proposals_.size()), n_drafting_, n_rows, n_committed, times);
+}
+
+} // namespace dspark

@@ -1,0 +1,243 @@
+#include "policy.h"
+
+#include <algorithm>
+#include <charconv>
+#include <limits>
+#include <numeric>
+#include <stdexcept>
+
+namespace dspark {
+
+namespace {
+
+[[noreturn]] void refuse(std::string_view text) {
+    throw std::invalid_argument("policy must be off, full, fixed:n, threshold:p (0 to 1), algorithm1 or adaptive, got '" +
+                                std::string(text) + "'");
+}
+
+template <typename Number> Number parse_number(std::string_view digits, std::string_view text) {
+    Number value{};
+    const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), value);
+    if (error != std::errc() || end != digits.data() + digits.size()) {
+        refuse(text);
+    }
+    return value;
+}
+
+// A slot that may be verified next, and what it is worth.
+struct Slot {
+    double value;
+    size_t block;
+    int32_t index;
+};
+
+bool is_worth_more(const Slot& a, const Slot& b) {
+    if (a.value != b.value) {
+        return a.value > b.value;
+    }
+    return a.block != b.block ? a.block < b.block : a.index < b.index; // within a block: in order
+}
+
+// Expected values of all slots not taken yet. What may be looked at: the first of them, and all when the block is free.
+void list_slots(std::span<const DraftedBlock> blocks, std::span<const int32_t> taken, std::span<const double> survival,
+                std::vector<Slot>& slots) {
+    slots.clear();
+    for (size_t i = 0; i < blocks.size(); ++i) {
+        const DraftedBlock& block = blocks[i];
+        double value = survival[i] * block.weight;
+        for (int32_t k = taken[i]; k < block.most; ++k) {
+            const bool is_known = k == taken[i] || block.is_free;
+            value *= (is_known ? block.confidence : block.expected)[static_cast<size_t>(k)];
+            slots.push_back({value, i, k});
+        }
+    }
+    std::sort(slots.begin(), slots.end(), is_worth_more);
+}
+
+// How many of the best slots to take on top of n_taken drafted rows; 0: none pays. Scans all, so cliffs are no end.
+size_t best_count(const std::vector<Slot>& slots, std::span<const double> cost_ms, size_t n_taken, double price) {
+    double best = 1e-12; // ties: the shorter
+    double value = 0;
+    size_t count = 0;
+    for (size_t n = 1; n <= slots.size(); ++n) {
+        value += slots[n - 1].value;
+        const double gain = value - price * (cost_ms[n_taken + n] - cost_ms[n_taken]);
+        if (gain > best) {
+            best = gain;
+            count = n;
+        }
+    }
+    return count;
+}
+
+std::vector<Slot> expected_slots(const DraftedBlock& block, size_t index) {
+    std::vector<Slot> slots;
+    double value = block.weight;
+    for (int32_t k = 0; k < block.most; ++k) {
+        value *= block.expected[static_cast<size_t>(k)];
+        slots.push_back({value, index, k});
+    }
+    return slots;
+}
+
+} // namespace
+
+Policy parse_policy(std::string_view text) {
+    using Kind = Policy::Kind;
+    if (text == "adaptive") {
+        return {};
+    }
+    if (text == "off") {
+        return {Kind::off, 0, 0};
+    }
+    if (text == "full") {
+        return {Kind::fixed, std::numeric_limits<int32_t>::max(), 0};
+    }
+    if (text == "algorithm1") {
+        return {Kind::algorithm1, 0, 0};
+    }
+    if (text.starts_with("fixed:")) {
+        const auto length = parse_number<int32_t>(text.substr(6), text);
+        if (length < 0) {
+            refuse(text);
+        }
+        return {length == 0 ? Kind::off : Kind::fixed, length, 0};
+    }
+    if (text.starts_with("threshold:")) {
+        const auto threshold = parse_number<double>(text.substr(10), text);
+        if (!(threshold >= 0 && threshold <= 1)) {
+            refuse(text);
+        }
+        return {Kind::threshold, 0, threshold};
+    }
+    refuse(text);
+}
+
+int32_t threshold_prefix(const DraftedBlock& block, double threshold) {
+    int32_t length = 0;
+    while (length < block.most && block.confidence[static_cast<size_t>(length)] >= threshold) {
+        ++length;
+    }
+    return length;
+}
+
+void algorithm1_prefixes(std::span<const DraftedBlock> blocks, std::span<const double> cost_ms, int32_t n_requests,
+                         std::span<int32_t> prefix_len) {
+    std::vector<Slot> slots;
+    for (size_t i = 0; i < blocks.size(); ++i) {
+        prefix_len[i] = 0;
+        double survival = 1;
+        for (int32_t k = 0; k < blocks[i].most; ++k) {
+            survival *= blocks[i].confidence[static_cast<size_t>(k)];
+            slots.push_back({survival, i, k});
+        }
+    }
+    std::sort(slots.begin(), slots.end(), is_worth_more);
+    double expected_accepts = n_requests; // tau
+    double best = cost_ms[0] > 0 ? expected_accepts / cost_ms[0] : 0;
+    for (size_t n = 1; n <= slots.size(); ++n) {
+        expected_accepts += slots[n - 1].value;
+        const double throughput = cost_ms[n] > 0 ? expected_accepts / cost_ms[n] : expected_accepts; // theta
+        if (throughput <= best) {
+            return;
+        }
+        best = throughput;
+        prefix_len[slots[n - 1].block] = slots[n - 1].index + 1;
+    }
+}
+
+double adaptive_prefixes(std::span<const DraftedBlock> blocks, std::span<const double> cost_ms, double tokens_per_ms,
+                         std::span<int32_t> prefix_len) {
+    std::fill(prefix_len.begin(), prefix_len.end(), 0);
+    std::vector<double> survival(blocks.size(), 1.0);
+    std::vector<Slot> slots;
+    double gain = 0;
+    for (size_t n_taken = 0;;) {
+        list_slots(blocks, prefix_len, survival, slots);
+        const size_t count = best_count(slots, cost_ms, n_taken, tokens_per_ms);
+        if (count == 0) {
+            return gain - tokens_per_ms * (cost_ms[n_taken] - cost_ms[0]);
+        }
+        // Of these, take what was looked at; what was only expected is listed anew with what is known by then.
+        const std::vector<int32_t> known(prefix_len.begin(), prefix_len.end());
+        for (size_t n = 0; n < count; ++n) {
+            const auto& [value, i, k] = slots[n];
+            if (k == known[i] || blocks[i].is_free) {
+                survival[i] *= blocks[i].confidence[static_cast<size_t>(k)];
+                prefix_len[i] = k + 1;
+                gain += survival[i] * blocks[i].weight;
+                ++n_taken;
+            }
+        }
+    }
+}
+
+int32_t equal_prefix(std::span<const DraftedBlock> blocks, std::span<const double> cost_ms, double tokens_per_ms) {
+    int32_t most = std::numeric_limits<int32_t>::max();
+    for (const DraftedBlock& block : blocks) {
+        most = std::min(most, block.most);
+    }
+    std::vector<double> survival(blocks.size(), 1.0);
+    double best = 0;
+    double value = 0;
+    int32_t length = 0;
+    for (int32_t k = 0; k < most && !blocks.empty(); ++k) {
+        for (size_t i = 0; i < blocks.size(); ++i) {
+            survival[i] *= blocks[i].expected[static_cast<size_t>(k)];
+            value += survival[i] * blocks[i].weight;
+        }
+        const size_t n_rows = blocks.size() * static_cast<size_t>(k + 1);
+        const double gain = value - tokens_per_ms * (cost_ms[n_rows] - cost_ms[0]);
+        if (gain > best) {
+            best = gain;
+            length = k + 1;
+        }
+    }
+    return length;
+}
+
+DraftChoice choose_drafting(std::span<const DraftedBlock> blocks, std::span<const double> cost_ms,
+                            std::span<const double> draft_ms, double tokens_per_ms, double bonus_tokens) {
+    std::vector<std::vector<Slot>> per_block;
+    std::vector<double> total(blocks.size(), 0.0);
+    for (size_t i = 0; i < blocks.size(); ++i) {
+        per_block.push_back(expected_slots(blocks[i], i));
+        for (const Slot& slot : per_block[i]) {
+            total[i] += slot.value;
+        }
+    }
+    std::vector<size_t> order(blocks.size());
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return total[a] > total[b]; });
+
+    DraftChoice choice{std::vector<int8_t>(blocks.size(), 0), 0, 0, 0, 0};
+    std::vector<Slot> slots;
+    size_t n_best = 0;
+    for (size_t n = 1; n <= order.size(); ++n) {
+        const auto& added = per_block[order[n - 1]];
+        const auto middle = static_cast<std::ptrdiff_t>(slots.size());
+        slots.insert(slots.end(), added.begin(), added.end());
+        std::inplace_merge(slots.begin(), slots.begin() + middle, slots.end(), is_worth_more);
+        const size_t count = best_count(slots, cost_ms, 0, tokens_per_ms);
+        double value = 0;
+        for (size_t k = 0; k < count; ++k) {
+            value += slots[k].value;
+        }
+        const double verify_ms = cost_ms[count] - cost_ms[0];
+        const double extra_ms = draft_ms[n] + verify_ms;
+        const double gain = value + static_cast<double>(n) * bonus_tokens - tokens_per_ms * extra_ms;
+        if (gain > choice.gain_tokens) {
+            choice.gain_tokens = gain;
+            choice.verify_gain_tokens = value - tokens_per_ms * verify_ms;
+            choice.n_tokens = value;
+            choice.extra_ms = extra_ms;
+            n_best = n;
+        }
+    }
+    for (size_t n = 0; n < n_best; ++n) {
+        choice.is_drafting[order[n]] = 1;
+    }
+    return choice;
+}
+
+} // namespace dspark

@@ -1,0 +1,177 @@
+#include "survival.h"
+
+#include <algorithm>
+#include <cmath>
+#include <stdexcept>
+#include <string>
+
+namespace dspark {
+
+namespace {
+
+// Nothing known of a drafter: published ones accept 0.7 to 0.9 of first tokens. Weak, so that a few rounds decide.
+constexpr double kPriorRate = 0.7;
+constexpr double kPriorRounds = 2;
+constexpr double kCalibratedRounds = 20; // rounds that a rate measured by `dspark calibrate` counts for
+constexpr double kBandDecay = 0.99;      // remembers about 100 rounds of all requests
+constexpr double kBandWeight = 4;        // rounds that the band counts for in a request's own estimate
+constexpr double kRequestDecay = 0.93;   // remembers about 14 rounds: text changes its nature
+constexpr double kUnseenWeight = 0.5;    // of a slot whose confidence is all that is known
+constexpr double kTiedRounds = 2;        // rounds that the slot before counts for, where a slot was hardly ever reached
+
+constexpr double kMostLogit = 8; // of a confidence: beyond it nothing more is said, but gradients explode
+constexpr double kBandStep = 0.05;
+constexpr double kSlopeStep = 0.01;
+constexpr double kRequestStep = 0.1;
+constexpr double kMostShift = 4;
+constexpr double kMostSlope = 3;
+
+double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
+
+int temperature_range(double temperature) {
+    if (temperature <= 0) {
+        return 0;
+    }
+    return temperature <= 0.5 ? 1 : temperature <= 0.85 ? 2 : temperature <= 1.15 ? 3 : 4;
+}
+
+void check_entry(const CalibrationEntry& entry, size_t block_size) {
+    auto require = [](bool holds, const std::string& message) {
+        if (!holds) {
+            throw std::invalid_argument(message);
+        }
+    };
+    for (const auto& [name, values] : {std::pair("sts", &entry.sts), std::pair("acceptance", &entry.acceptance)}) {
+        require(values->empty() || values->size() == block_size,
+                std::string("calibration ") + name + " must hold block_size = " + std::to_string(block_size) +
+                    " values, got " + std::to_string(values->size()));
+    }
+    require(std::isfinite(entry.temperature) && entry.temperature >= 0,
+            "calibration temperature must be 0 or more, got " + std::to_string(entry.temperature));
+    for (const double value : entry.sts) {
+        require(std::isfinite(value) && value > 0, "calibration sts must be above 0, got " + std::to_string(value));
+    }
+    for (const double value : entry.acceptance) {
+        require(value >= 0 && value <= 1, "calibration acceptance must be in [0, 1], got " + std::to_string(value));
+    }
+}
+
+} // namespace
+
+SurvivalEstimator::SurvivalEstimator(int32_t block_size, std::vector<CalibrationEntry> calibration)
+    : block_size_(static_cast<size_t>(block_size)), calibration_(std::move(calibration)) {
+    for (const CalibrationEntry& entry : calibration_) {
+        check_entry(entry, block_size_);
+    }
+}
+
+// The entry of the same rule with the nearest temperature; any other rule's when that one was never fitted.
+const CalibrationEntry* SurvivalEstimator::nearest_entry(const SurvivalKey& key) const {
+    const CalibrationEntry* best = nullptr;
+    double best_distance = 0;
+    for (const CalibrationEntry& entry : calibration_) {
+        const double distance = std::abs(entry.temperature - key.temperature) + (entry.rule == key.rule ? 0.0 : 1e6);
+        if (best == nullptr || distance < best_distance) {
+            best = &entry;
+            best_distance = distance;
+        }
+    }
+    return best;
+}
+
+SurvivalEstimator::Band& SurvivalEstimator::band_of(const SurvivalKey& key) {
+    const auto [found, is_new] =
+        bands_.try_emplace({static_cast<int>(key.rule), temperature_range(key.temperature)});
+    Band& band = found->second;
+    if (is_new) {
+        band.calibration = nearest_entry(key);
+        band.rates.resize(block_size_);
+        band.correction.shift.resize(block_size_, 0.0);
+    }
+    return band;
+}
+
+// Each slot leans on its prior, a slot that was hardly ever reached on the one before it.
+void SurvivalEstimator::expect_band(const Band& band, std::span<double> rates) const {
+    const bool is_calibrated = band.calibration != nullptr && !band.calibration->acceptance.empty();
+    for (size_t k = 0; k < rates.size(); ++k) {
+        const double prior = is_calibrated ? band.calibration->acceptance[k] : k == 0 ? kPriorRate : rates[k - 1];
+        const double weight = is_calibrated ? kCalibratedRounds : k == 0 ? kPriorRounds : kTiedRounds;
+        const Rate& rate = band.rates[k];
+        rates[k] = (rate.n_accepted + weight * prior) / (rate.n_tried + weight);
+    }
+}
+
+void SurvivalEstimator::expect(const SurvivalKey& key, std::span<double> rates) {
+    expect_band(band_of(key), rates);
+    const auto request = requests_.find(key.request_id);
+    if (request == requests_.end()) {
+        return;
+    }
+    double ratio = 1; // a text that is easier or harder than most is so at later slots too
+    for (size_t k = 0; k < rates.size(); ++k) {
+        const Rate& rate = request->second.rates[k];
+        const double prior = std::clamp(rates[k] * ratio, 0.01, 0.995);
+        const double own = (rate.n_accepted + kBandWeight * prior) / (rate.n_tried + kBandWeight);
+        ratio = rates[k] > 0 ? own / rates[k] : 1;
+        rates[k] = own;
+    }
+}
+
+double SurvivalEstimator::scaled_logit(const Band& band, std::span<const float> logits, size_t slot) const {
+    const bool is_calibrated = band.calibration != nullptr && !band.calibration->sts.empty();
+    const double logit = logits[slot] / (is_calibrated ? band.calibration->sts[slot] : 1.0);
+    return std::isnan(logit) ? 0.0 : std::clamp(logit, -kMostLogit, kMostLogit);
+}
+
+void SurvivalEstimator::read_confidence(const SurvivalKey& key, std::span<const float> logits,
+                                        std::span<double> rates) {
+    if (logits.empty()) {
+        expect(key, rates);
+        return;
+    }
+    const Band& band = band_of(key);
+    const auto request = requests_.find(key.request_id);
+    const double own_shift = request == requests_.end() ? 0.0 : request->second.shift;
+    for (size_t k = 0; k < rates.size(); ++k) {
+        rates[k] = sigmoid(band.correction.slope * scaled_logit(band, logits, k) + band.correction.shift[k] + own_shift);
+    }
+}
+
+void SurvivalEstimator::observe(const SurvivalKey& key, std::span<const float> logits, int32_t prefix_len,
+                                int32_t n_accepted) {
+    Band& band = band_of(key);
+    RequestState& request = requests_[key.request_id];
+    request.rates.resize(block_size_);
+    const auto count = [&](size_t k, double weight, double accepted) {
+        for (auto [rates, decay] : {std::pair(&band.rates, kBandDecay), std::pair(&request.rates, kRequestDecay)}) {
+            Rate& rate = (*rates)[k];
+            rate.n_tried = rate.n_tried * decay + weight;
+            rate.n_accepted = rate.n_accepted * decay + weight * accepted;
+        }
+    };
+    const int32_t n_tried = std::min(prefix_len, n_accepted + 1); // slots whose own fate was seen
+    for (int32_t k = 0; k < n_tried; ++k) {
+        count(static_cast<size_t>(k), 1, k < n_accepted ? 1 : 0);
+    }
+    if (n_accepted == prefix_len && static_cast<size_t>(prefix_len) < block_size_ && !logits.empty()) {
+        confidence_.resize(block_size_);
+        read_confidence(key, logits, confidence_);
+        count(static_cast<size_t>(prefix_len), kUnseenWeight, confidence_[static_cast<size_t>(prefix_len)]);
+    }
+    if (logits.empty()) {
+        return;
+    }
+    for (int32_t slot = 0; slot < n_tried; ++slot) {
+        const auto k = static_cast<size_t>(slot);
+        const double logit = scaled_logit(band, logits, k);
+        Correction& correction = band.correction;
+        const double expected = sigmoid(correction.slope * logit + correction.shift[k] + request.shift);
+        const double error = (slot < n_accepted ? 1.0 : 0.0) - expected;
+        correction.shift[k] = std::clamp(correction.shift[k] + kBandStep * error, -kMostShift, kMostShift);
+        correction.slope = std::clamp(correction.slope + kSlopeStep * error * logit, 0.0, kMostSlope);
+        request.shift = std::clamp(request.shift + kRequestStep * error, -kMostShift, kMostShift);
+    }
+}
+
+} // namespace dspark

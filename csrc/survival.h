@@ -1,0 +1,78 @@
+// How likely drafted tokens are to survive verification: calibrated confidence where the drafter has a confidence head,
+// acceptance seen so far where it has none, and what older rounds lead to expect in both cases.
+// Owns: calibration, acceptance statistics. Must not know: costs, policies, models. Engine thread only.
+#pragma once
+
+#include "acceptance.h"
+
+#include <cstdint>
+#include <map>
+#include <span>
+#include <unordered_map>
+#include <vector>
+
+namespace dspark {
+
+// What `dspark calibrate` fitted for one verification rule at one sampling temperature (DESIGN section 2, calibration).
+struct CalibrationEntry {
+    Verification rule = Verification::exact;
+    double temperature = 0;
+    std::vector<double> sts;        // (block_size,) T_k, divides the confidence logit of slot k; empty: none fitted
+    std::vector<double> acceptance; // (block_size,) P(slot k accepted | the slots before it were); empty: unknown
+};
+
+// Whose tokens they are: acceptance differs by rule and temperature as much as by text.
+struct SurvivalKey {
+    uint64_t request_id = 0;
+    Verification rule = Verification::exact;
+    double temperature = 0;
+};
+
+class SurvivalEstimator {
+  public:
+    // Throws std::invalid_argument when an entry does not fit block_size or holds a value out of range.
+    SurvivalEstimator(int32_t block_size, std::vector<CalibrationEntry> calibration);
+
+    // (block_size,) conditional survival of each slot, from older rounds.
+    void expect(const SurvivalKey& key, std::span<double> rates);
+    // (block_size,) from this round's confidence logits: sigmoid(s * logit_k / T_k + b_k), T_k calibrated, s and b
+    // corrected online; without logits, expect().
+    void read_confidence(const SurvivalKey& key, std::span<const float> logits, std::span<double> rates);
+    // A drafted round: slots 0 .. prefix_len - 1 were sent, n_accepted of them stood. The slot after them, when all
+    // stood, counts half, with what its confidence says: else a request whose confidences are too low to verify
+    // anything would go on expecting what it expected before.
+    void observe(const SurvivalKey& key, std::span<const float> logits, int32_t prefix_len, int32_t n_accepted);
+    void forget(uint64_t request_id) { requests_.erase(request_id); }
+
+  private:
+    struct Rate { // decayed counts of one slot
+        double n_tried = 0;
+        double n_accepted = 0;
+    };
+    struct Correction { // of the calibrated logit, by stochastic gradient on the log loss
+        double slope = 1;
+        std::vector<double> shift;
+    };
+    struct Band { // one rule and temperature range
+        const CalibrationEntry* calibration = nullptr;
+        std::vector<Rate> rates;
+        Correction correction;
+    };
+    struct RequestState {
+        std::vector<Rate> rates;
+        double shift = 0;
+    };
+
+    [[nodiscard]] Band& band_of(const SurvivalKey& key);
+    [[nodiscard]] const CalibrationEntry* nearest_entry(const SurvivalKey& key) const;
+    [[nodiscard]] double scaled_logit(const Band& band, std::span<const float> logits, size_t slot) const;
+    void expect_band(const Band& band, std::span<double> rates) const;
+
+    size_t block_size_;
+    std::vector<CalibrationEntry> calibration_;
+    std::map<std::pair<int, int>, Band> bands_;
+    std::unordered_map<uint64_t, RequestState> requests_;
+    std::vector<double> confidence_; // scratch of observe
+};
+
+} // namespace dspark

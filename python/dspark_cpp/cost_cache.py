@@ -1,0 +1,115 @@
+"""What passes cost on this machine, kept between runs.
+
+Owns: the files of measured costs and the key that tells when one no longer fits. Must not know: how costs are measured
+or used. Any thread, any number of processes: files are replaced whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from dspark_cpp import _core
+from dspark_cpp.config import EngineConfig
+
+__all__ = ["CostCache", "cache_folder", "prepare_costs"]
+
+_log = logging.getLogger(__name__)
+
+_FORMAT = 1
+
+
+def cache_folder() -> Path:
+    """Where caches lie: DSPARK_CACHE, or dspark-cpp in the user's cache folder."""
+    named = os.environ.get("DSPARK_CACHE")
+    if named:
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dspark-cpp"
+
+
+class CostCache:
+    """The measured costs of one pair in one setting on one machine.
+
+    Parameters
+    ----------
+    target, drafter
+        The models.
+    settings
+        `Engine.settings`: threads, types, sizes.
+    """
+
+    def __init__(self, target: _core.Model, drafter: _core.Model | None, settings: dict[str, int | str | bool]) -> None:
+        build = _core.build_info()
+        self._key: dict[str, Any] = {
+            "format": _FORMAT,
+            "version": build.version,
+            "llama_cpp": build.llama_cpp_commit,
+            "features": build.system_info,
+            "devices": [[device.name, device.description, device.memory_total_bytes] for device in build.devices],
+            "target": _identity(target),
+            "drafter": None if drafter is None else _identity(drafter),
+            "settings": dict(settings),
+        }
+        digest = hashlib.sha256(json.dumps(self._key, sort_keys=True).encode()).hexdigest()
+        self._path = cache_folder() / "costs" / f"{digest[:32]}.json"
+
+    @property
+    def path(self) -> Path:
+        """The file, whether it exists or not."""
+        return self._path
+
+    def load(self) -> _core.CostCurves | None:
+        """Return the stored costs; None when there are none, or the file is damaged or was made for something else."""
+        try:
+            stored = json.loads(self._path.read_text(encoding="utf-8"))
+            if stored["key"] != self._key:
+                return None
+            curves: _core.CostCurves = stored["costs"]
+            for name in ("verify", "prefill", "draft"):
+                curves[name] = [(int(size), float(ms)) for size, ms in curves[name]]  # type: ignore[literal-required]
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            _log.warning("cannot use the measured costs in %s: %s", self._path, error)
+            return None
+        return curves
+
+    def store(self, curves: _core.CostCurves) -> None:
+        """Replace the stored costs; a folder that cannot be written costs a measurement next time, no more."""
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(
+                "w", dir=self._path.parent, suffix=".tmp", delete=False, encoding="utf-8"
+            ) as file:
+                json.dump({"key": self._key, "costs": curves}, file)
+            os.replace(file.name, self._path)
+        except OSError as error:
+            _log.warning("cannot keep the measured costs in %s: %s", self._path, error)
+
+
+def prepare_costs(
+    target: _core.Model, drafter: _core.Model | None, engine: _core.Engine, config: EngineConfig
+) -> CostCache | None:
+    """Give a fresh engine its costs, measured or from the cache. Returns where to keep what it learns, if anywhere."""
+    if drafter is None or config.costs == "none" or config.policy not in ("adaptive", "algorithm1"):
+        return None
+    cache = CostCache(target, drafter, engine.settings)
+    curves = cache.load() if config.costs == "auto" else None
+    if curves is not None:
+        try:
+            engine.set_costs(curves)
+            return cache
+        except (ValueError, KeyError, TypeError, RuntimeError) as error:
+            _log.warning("cannot use the measured costs in %s: %s", cache.path, error)
+    cache.store(engine.measure_costs())
+    return cache
+
+
+def _identity(model: _core.Model) -> list[str | int]:
+    """What a model costs depends on its shape and types, not on its name or place."""
+    return [model.architecture, model.description, model.size_bytes, model.n_params, model.n_layer, model.n_vocab]
