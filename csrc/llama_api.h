@@ -21,6 +21,7 @@ struct ModelOptions {
     int32_t n_gpu_layers = -1; // layers on the GPU; negative: all
     bool use_mmap = true;
     bool check_tensors = false; // scan the weights for invalid values while loading
+    bool use_kernels = true;    // our products on the CPU (csrc/kernels); false: ggml's, with repacked weights
 };
 
 // What a drafter GGUF says about itself (DESIGN section 3).

@@ -1,4 +1,5 @@
 // Loading targets, and what a model knows of itself and of text. Drafters: llama_api_drafter.cpp.
+#include "kernels/kernels.h"
 #include "llama_api_impl.h"
 
 #include <array>
@@ -14,6 +15,8 @@ llama_model_params model_params(const ModelOptions& options) {
     params.n_gpu_layers = options.n_gpu_layers;
     params.load_mode = options.use_mmap ? LLAMA_LOAD_MODE_AUTO : LLAMA_LOAD_MODE_NONE;
     params.check_tensors = options.check_tensors;
+    // Repacked weights never reach our kernels.
+    params.use_extra_bufts = !options.use_kernels || kernels::instruction_set() == "none";
     params.progress_callback = [](float, void*) { return true; };
     return params;
 }
@@ -37,6 +40,7 @@ std::shared_ptr<Model> Model::load_target(const std::string& path, const ModelOp
     }
     auto impl = std::make_unique<Impl>();
     impl->path = path;
+    impl->use_kernels = options.use_kernels;
     clear_error();
     const AbortGuard guard;
     llama_model* model = llama_model_load_from_file(path.c_str(), model_params(options));

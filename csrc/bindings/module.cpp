@@ -50,4 +50,5 @@ PYBIND11_MODULE(_core, module) {
     register_testing(module);
     register_graph_head(module);
     register_math(module);
+    register_kernels(module);
 }

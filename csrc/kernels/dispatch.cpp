@@ -2,6 +2,7 @@
 #include "kernels/isa.h"
 
 #include <algorithm>
+#include <atomic>
 
 namespace dspark::kernels {
 namespace {
@@ -18,6 +19,8 @@ const Isa* isa() {
     static const Isa* const kFound = find_isa();
     return kFound;
 }
+
+std::atomic<bool> enabled_products{true};
 
 ColumnLayout layout_of(WeightType type) {
     switch (type) {
@@ -54,6 +57,9 @@ void prepare(const Product& product, int64_t begin, Columns& columns) {
 } // namespace
 
 std::string_view instruction_set() { return isa() != nullptr ? isa()->name : "none"; }
+
+void set_enabled(bool enabled) { enabled_products.store(enabled, std::memory_order_relaxed); }
+bool is_enabled() { return enabled_products.load(std::memory_order_relaxed); }
 
 bool covers(WeightType type) { return isa() != nullptr && type != WeightType::f16 && type != WeightType::bf16; }
 

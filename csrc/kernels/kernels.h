@@ -32,6 +32,11 @@ struct Product {
 // Computes this thread's share of the product. False (nothing written): not covered on this machine.
 [[nodiscard]] bool multiply(const Product& product);
 
+// One switch for the process, read by ggml's threads at every product: set it before a forward pass. Two engines that
+// step at the same time under different settings get either one's kernels; both compute the same product.
+void set_enabled(bool enabled);
+[[nodiscard]] bool is_enabled();
+
 [[nodiscard]] bool covers(WeightType type);       // on this machine
 [[nodiscard]] std::string_view instruction_set(); // avx2; none: nothing is covered
 

@@ -74,11 +74,22 @@ class Model:
 
     @staticmethod
     def load_target(
-        path: str, *, n_gpu_layers: int = -1, use_mmap: bool = True, check_tensors: bool = False
+        path: str,
+        *,
+        n_gpu_layers: int = -1,
+        use_mmap: bool = True,
+        check_tensors: bool = False,
+        use_kernels: bool = True,
     ) -> Model: ...
     @staticmethod
     def load_drafter(
-        path: str, target: Model, *, n_gpu_layers: int = -1, use_mmap: bool = True, check_tensors: bool = False
+        path: str,
+        target: Model,
+        *,
+        n_gpu_layers: int = -1,
+        use_mmap: bool = True,
+        check_tensors: bool = False,
+        use_kernels: bool = True,
     ) -> Model: ...
     @property
     def path(self) -> str: ...
@@ -343,3 +354,17 @@ class Engine:
     def cache_positions(
         self,
     ) -> list[tuple[int, int, int]]: ...  # per running request: id, last target, last draft position
+
+# Matrix kernels.
+
+def kernel_types() -> list[str]: ...
+def kernel_instruction_set() -> str: ...
+def quantize_rows(type_name: str, values: NDArray[np.float32]) -> NDArray[np.uint8]: ...
+@final
+class MatrixBench:
+    def __init__(
+        self, type_name: str, rows: NDArray[np.uint8], *, n_values: int, n_matrices: int = 1, n_threads: int = 1
+    ) -> None: ...
+    @property
+    def can_repack(self) -> bool: ...
+    def multiply(self, path: str, x: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]: ...

@@ -111,7 +111,7 @@ def run(
 @app.command()
 def info() -> None:
     """Show what this build is and what it runs on."""
-    from dspark_cpp._core import build_info
+    from dspark_cpp._core import build_info, kernel_instruction_set, kernel_types
 
     build = build_info()
     rows = [
@@ -119,6 +119,7 @@ def info() -> None:
         ("llama.cpp", build.llama_cpp_commit),
         ("backends", ", ".join(build.backends)),
         ("features", build.system_info),
+        ("kernels", f"{kernel_instruction_set()}: {', '.join(kernel_types()) or 'none'}; other types: ggml"),
         *(("device", _describe_device(device)) for device in build.devices),
     ]
     for name, value in rows:

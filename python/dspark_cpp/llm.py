@@ -332,6 +332,7 @@ def _load_models(
         "n_gpu_layers": config.n_gpu_layers,
         "use_mmap": config.use_mmap,
         "check_tensors": config.check_tensors,
+        "use_kernels": config.cpu_kernels == "auto",
     }
     target = _core.Model.load_target(os.fspath(model), **options)
     return target, None if draft is None else _core.Model.load_drafter(os.fspath(draft), target, **options)
