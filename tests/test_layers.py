@@ -13,7 +13,7 @@ PACKAGE = ROOT / "python" / "dspark_cpp"
 CSRC = ROOT / "csrc"
 
 # From the top down; a module may import what stands to the right of it, and nothing else of the package.
-LAYOUT = ["cli", "demo_run", "bench", "llm", "engine_loop", "chat", "config", "convert", "errors", "_core"]
+LAYOUT = ["cli", "demo_run", "bench", "llm", "engine_loop", "chat", "config", "bench_kernels", "convert", "errors", "_core"]
 
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 

@@ -1,12 +1,14 @@
 // Matrix kernels: what runs on this machine, and one product for the benchmark and the tests.
 #include "bindings.h"
 #include "kernels/kernels.h"
+#include "llama_api.h"
 #include "matrix_bench.h"
 
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
 #include <array>
+#include <cstring>
 
 namespace py = pybind11;
 using dspark::MatrixBench;
@@ -103,6 +105,7 @@ void register_kernels(py::module_& module) {
     module.def(
         "kernel_instruction_set", [] { return std::string(dspark::kernels::instruction_set()); },
         "Instruction set of our kernels here; none: ggml's run.");
+    module.def("n_math_threads", &dspark::n_math_threads, "Cores that this process may use, without hyper-threads.");
     module.def("quantize_rows", &quantize_rows, py::arg("type_name"), py::arg("values"),
                "Rows of floats as blocks of a type, by ggml's quantizer.");
     py::class_<MatrixBench>(module, "MatrixBench", py::is_final())
