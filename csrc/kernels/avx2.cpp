@@ -8,23 +8,24 @@ namespace dspark::kernels {
 namespace avx2 {
 namespace {
 
-// Wants the same step of the next strip in the cache: it is read when this strip is done.
+// Asks for the step's share of the next strip while this one is computed. In the order of memory: following the 8 rows
+// instead, as the loads do, or trusting the hardware alone is up to 1.5 and 2.4 times slower for one column.
 template <size_t n_bytes>
-inline void prefetch(Rows rows, size_t distance) {
-    for (int r = 0; r < 8; ++r) {
-        for (size_t b = 0; b < n_bytes; b += 64) {
-            _mm_prefetch(reinterpret_cast<const char*>(rows[r]) + distance + b, _MM_HINT_T0);
-        }
+inline const uint8_t* prefetch_rows(const uint8_t* next) {
+    for (size_t b = 0; b < kStripOutputs * n_bytes; b += 64) {
+        _mm_prefetch(reinterpret_cast<const char*>(next) + b, _MM_HINT_T0);
     }
+    return next + kStripOutputs * n_bytes;
 }
 
 template <typename Format>
 struct SuperKernel {
     static constexpr int64_t kStepValues = kSuperBlockSize;
+    const uint8_t* next = nullptr; // of the next strip: what is to be prefetched
     SuperStrip strip;
 
-    void load(const uint8_t** rows, int64_t, size_t distance) {
-        prefetch<sizeof(typename Format::Block)>(rows, distance);
+    void load(const uint8_t** rows, int64_t) {
+        next = prefetch_rows<sizeof(typename Format::Block)>(next);
         unpack(Format{}, rows, strip);
         for (int r = 0; r < 8; ++r) {
             rows[r] += sizeof(typename Format::Block);
@@ -40,10 +41,11 @@ struct SuperKernel {
 template <typename Format>
 struct BlockKernel {
     static constexpr int64_t kStepValues = kSuperBlockSize;
+    const uint8_t* next = nullptr;
     BlockStrip strip;
 
-    void load(const uint8_t** rows, int64_t n_values, size_t distance) {
-        prefetch<sizeof(typename Format::Block) * kStepBlocks>(rows, distance);
+    void load(const uint8_t** rows, int64_t n_values) {
+        next = prefetch_rows<sizeof(typename Format::Block) * kStepBlocks>(next);
         for (int64_t b = 0; b < n_values / kBlockSize; ++b) {
             strip.d[b] = gather_halves(rows, 0);
             unpack(Format{}, rows, strip.q + b * Format::kVectors);
@@ -82,16 +84,17 @@ void store(const Product& product, int64_t column, int64_t output, int64_t n_out
 }
 
 template <typename Kernel>
-void multiply_strip(const Product& product, const Columns& columns, const uint8_t** rows, size_t distance,
+void multiply_strip(const Product& product, const Columns& columns, const uint8_t** rows, size_t strip_bytes,
                     __m256* acc) {
     Kernel kernel;
+    kernel.next = rows[0] + strip_bytes;
     const int32_t* x = columns.groups.data();
     for (int c = 0; c < columns.n_columns; ++c) {
         acc[c] = _mm256_setzero_ps();
     }
     for (int64_t k = 0; k < product.n_values; k += Kernel::kStepValues) {
         const int64_t n_values = product.n_values - k < Kernel::kStepValues ? product.n_values - k : Kernel::kStepValues;
-        kernel.load(rows, n_values, distance);
+        kernel.load(rows, n_values);
         const size_t groups = groups_per_column(columns.layout, static_cast<size_t>(n_values));
         for (int tile = 0; tile < columns.n_tiles; ++tile) {
             const int first = columns.tile_begin(tile);
