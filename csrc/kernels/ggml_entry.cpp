@@ -13,6 +13,8 @@ extern "C" bool ggml_llamafile_sgemm(const ggml_compute_params* params, int64_t 
                                      int64_t lda, const void* b, int64_t ldb, void* c, int64_t ldc, int a_type,
                                      int b_type, int c_type);
 
+extern "C" bool ggml_upstream_mul_mat_tiled(const ggml_compute_params* params, ggml_tensor* dst);
+
 namespace {
 
 using dspark::kernels::Product;
@@ -38,6 +40,13 @@ std::optional<WeightType> weight_type(int type) {
 }
 
 } // namespace
+
+extern "C" bool ggml_compute_forward_mul_mat_tiled(const ggml_compute_params* params, ggml_tensor* dst) {
+    const auto type = weight_type(dst->src[0]->type);
+    const bool is_ours = type && dspark::kernels::is_enabled() && dspark::kernels::covers(*type) &&
+                         dst->src[1]->type == GGML_TYPE_F32 && ggml_is_contiguous(dst->src[1]);
+    return !is_ours && ggml_upstream_mul_mat_tiled(params, dst);
+}
 
 // m outputs, n columns, k blocks of a row; strides count blocks (a) and elements (b, c).
 extern "C" bool llamafile_sgemm(const ggml_compute_params* params, int64_t m, int64_t n, int64_t k, const void* a,
