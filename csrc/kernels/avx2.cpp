@@ -21,6 +21,7 @@ inline const uint8_t* prefetch_rows(const uint8_t* next) {
 template <typename Format>
 struct SuperKernel {
     static constexpr int64_t kStepValues = kSuperBlockSize;
+    static constexpr bool kCanFuse = false;
     const uint8_t* next = nullptr; // of the next strip: what is to be prefetched
     SuperStrip strip;
 
@@ -41,6 +42,7 @@ struct SuperKernel {
 template <typename Format>
 struct BlockKernel {
     static constexpr int64_t kStepValues = kSuperBlockSize;
+    static constexpr bool kCanFuse = true;
     const uint8_t* next = nullptr;
     BlockStrip strip;
 
@@ -49,6 +51,21 @@ struct BlockKernel {
         for (int64_t b = 0; b < n_values / kBlockSize; ++b) {
             strip.d[b] = gather_halves(rows, 0);
             unpack(Format{}, rows, strip.q + b * Format::kVectors);
+            for (int r = 0; r < 8; ++r) {
+                rows[r] += sizeof(typename Format::Block);
+            }
+        }
+    }
+
+    // One or two columns: the unpacked weights are used at once and never stored.
+    template <int N>
+    void load_and_multiply(const uint8_t** rows, int64_t n_values, const int32_t* x, __m256* acc) {
+        constexpr int kGroups = (Format::kVectors + (Format::kIsWords ? 1 : 2)) * N;
+        next = prefetch_rows<sizeof(typename Format::Block) * kStepBlocks>(next);
+        for (int64_t b = 0; b < n_values / kBlockSize; ++b) {
+            __m256i q[Format::kVectors];
+            unpack(Format{}, rows, q);
+            multiply_block<Format, N>(q, gather_halves(rows, 0), x + b * kGroups, acc);
             for (int r = 0; r < 8; ++r) {
                 rows[r] += sizeof(typename Format::Block);
             }
@@ -94,8 +111,16 @@ void multiply_strip(const Product& product, const Columns& columns, const uint8_
     }
     for (int64_t k = 0; k < product.n_values; k += Kernel::kStepValues) {
         const int64_t n_values = product.n_values - k < Kernel::kStepValues ? product.n_values - k : Kernel::kStepValues;
-        kernel.load(rows, n_values);
         const size_t groups = groups_per_column(columns.layout, static_cast<size_t>(n_values));
+        if constexpr (Kernel::kCanFuse) {
+            if (columns.n_columns <= 2) {
+                columns.n_columns == 1 ? kernel.template load_and_multiply<1>(rows, n_values, x, acc)
+                                       : kernel.template load_and_multiply<2>(rows, n_values, x, acc);
+                x += groups * static_cast<size_t>(columns.n_columns);
+                continue;
+            }
+        }
+        kernel.load(rows, n_values);
         for (int tile = 0; tile < columns.n_tiles; ++tile) {
             const int first = columns.tile_begin(tile);
             const int width = columns.tile_begin(tile + 1) - first;

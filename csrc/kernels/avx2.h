@@ -39,13 +39,22 @@ inline void transpose_16(Rows rows, int offset, __m256i out[4]) {
     out[3] = _mm256_unpackhi_epi64(ab_high, cd_high);
 }
 
-// The f16 at `offset` of each row, as floats.
+inline uint64_t load_half(const uint8_t* p) {
+    uint16_t half;
+    __builtin_memcpy(&half, p, sizeof(half));
+    return half;
+}
+
+// The f16 at `offset` of each row, as floats. Put together in integer registers, which are idle here: eight 2-byte
+// stores read back as one vector would wait for the stores to retire.
 inline __m256 gather_halves(Rows rows, int offset) {
-    alignas(16) uint16_t halves[8];
-    for (int r = 0; r < 8; ++r) {
-        __builtin_memcpy(halves + r, rows[r] + offset, 2);
+    uint64_t parts[2];
+    for (int i = 0; i < 2; ++i) {
+        Rows r = rows + 4 * i;
+        parts[i] = load_half(r[0] + offset) | load_half(r[1] + offset) << 16 | load_half(r[2] + offset) << 32 |
+                   load_half(r[3] + offset) << 48;
     }
-    return _mm256_cvtph_ps(_mm_load_si128(reinterpret_cast<const __m128i*>(halves)));
+    return _mm256_cvtph_ps(_mm_set_epi64x(static_cast<int64_t>(parts[1]), static_cast<int64_t>(parts[0])));
 }
 
 // Keeps a running sum in its register: GCC would reassociate the additions of an unrolled loop into a tree of
