@@ -31,19 +31,23 @@ Model::~Model() = default;
 
 std::shared_ptr<Model> Model::load_target(const std::string& path, const ModelOptions& options) {
     ensure_backend();
+    llama_model_params params = model_params(options);
     {
         const GgufFile file(path);
         file.check();
-        if (file.text("general.architecture") == "dflash") {
+        const std::string architecture = file.text("general.architecture");
+        if (architecture == "dflash") {
             throw ModelLoadError("cannot load " + path + " as a target: it is a drafter");
         }
+        // Products with chosen experts never reach our kernels: those weights are better off repacked.
+        params.use_extra_bufts |= file.integer(architecture + ".expert_count", 0) > 0;
     }
     auto impl = std::make_unique<Impl>();
     impl->path = path;
     impl->use_kernels = options.use_kernels;
     clear_error();
     const AbortGuard guard;
-    llama_model* model = llama_model_load_from_file(path.c_str(), model_params(options));
+    llama_model* model = llama_model_load_from_file(path.c_str(), params);
     if (model == nullptr) {
         throw ModelLoadError("cannot load " + path + ": " + take_error("llama.cpp gave no reason"));
     }

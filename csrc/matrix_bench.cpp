@@ -141,8 +141,7 @@ double MatrixBench::multiply(ProductPath path, std::span<const float> x, std::ve
         last = ggml_mul_mat(context.get(), matrix, input);
         ggml_build_forward_expand(graph, last);
     }
-    const BufferPtr buffer(
-        ggml_backend_alloc_ctx_tensors_from_buft(context.get(), ggml_backend_cpu_buffer_type()));
+    const BufferPtr buffer(ggml_backend_alloc_ctx_tensors_from_buft(context.get(), ggml_backend_cpu_buffer_type()));
     ggml_backend_tensor_set(input, x.data(), 0, x.size_bytes());
     kernels::set_enabled(path == ProductPath::kernels);
     const auto begin = std::chrono::steady_clock::now();

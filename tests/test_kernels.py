@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-from gguf.quants import dequantize
-
 from dspark_cpp import _core
 from dspark_cpp.bench_kernels import run_kernel_bench
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf.quants import dequantize
 
 TYPES = _core.kernel_types()
 ROWS = range(1, 17)

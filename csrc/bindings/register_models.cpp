@@ -87,7 +87,8 @@ std::shared_ptr<Model> load_target(const std::string& path, int32_t n_gpu_layers
 std::shared_ptr<Model> load_drafter(const std::string& path, std::shared_ptr<Model> target, int32_t n_gpu_layers,
                                     bool use_mmap, bool check_tensors, bool use_kernels) {
     const py::gil_scoped_release release;
-    return Model::load_drafter(path, ModelOptions{n_gpu_layers, use_mmap, check_tensors, use_kernels}, std::move(target));
+    return Model::load_drafter(path, ModelOptions{n_gpu_layers, use_mmap, check_tensors, use_kernels},
+                               std::move(target));
 }
 
 py::dict metadata(const Model& model) {
@@ -113,7 +114,8 @@ void register_models(py::module_& module) {
         .def_static("load_target", &load_target, py::arg("path"), py::kw_only(), py::arg("n_gpu_layers") = -1,
                     py::arg("use_mmap") = true, py::arg("check_tensors") = false, py::arg("use_kernels") = true)
         .def_static("load_drafter", &load_drafter, py::arg("path"), py::arg("target").none(false), py::kw_only(),
-                    py::arg("n_gpu_layers") = -1, py::arg("use_mmap") = true, py::arg("check_tensors") = false, py::arg("use_kernels") = true)
+                    py::arg("n_gpu_layers") = -1, py::arg("use_mmap") = true, py::arg("check_tensors") = false,
+                    py::arg("use_kernels") = true)
         .def_property_readonly("path", &Model::path)
         .def_property_readonly("architecture", &Model::architecture)
         .def_property_readonly("description", &Model::description)

@@ -10,16 +10,14 @@ namespace {
 
 // Asks for the step's share of the next strip while this one is computed. In the order of memory: following the 8 rows
 // instead, as the loads do, or trusting the hardware alone is up to 1.5 and 2.4 times slower for one column.
-template <size_t n_bytes>
-inline const uint8_t* prefetch_rows(const uint8_t* next) {
+template <size_t n_bytes> inline const uint8_t* prefetch_rows(const uint8_t* next) {
     for (size_t b = 0; b < kStripOutputs * n_bytes; b += 64) {
         _mm_prefetch(reinterpret_cast<const char*>(next) + b, _MM_HINT_T0);
     }
     return next + kStripOutputs * n_bytes;
 }
 
-template <typename Format>
-struct SuperKernel {
+template <typename Format> struct SuperKernel {
     static constexpr int64_t kStepValues = kSuperBlockSize;
     static constexpr bool kCanFuse = false;
     const uint8_t* next = nullptr; // of the next strip: what is to be prefetched
@@ -33,14 +31,12 @@ struct SuperKernel {
         }
     }
 
-    template <int N>
-    void multiply(int64_t, const int32_t* x, __m256* acc) const {
+    template <int N> void multiply(int64_t, const int32_t* x, __m256* acc) const {
         multiply_super<Format, N>(strip, x, acc);
     }
 };
 
-template <typename Format>
-struct BlockKernel {
+template <typename Format> struct BlockKernel {
     static constexpr int64_t kStepValues = kSuperBlockSize;
     static constexpr bool kCanFuse = true;
     const uint8_t* next = nullptr;
@@ -58,8 +54,7 @@ struct BlockKernel {
     }
 
     // One or two columns: the unpacked weights are used at once and never stored.
-    template <int N>
-    void load_and_multiply(const uint8_t** rows, int64_t n_values, const int32_t* x, __m256* acc) {
+    template <int N> void load_and_multiply(const uint8_t** rows, int64_t n_values, const int32_t* x, __m256* acc) {
         constexpr int kGroups = (Format::kVectors + (Format::kIsWords ? 1 : 2)) * N;
         next = prefetch_rows<sizeof(typename Format::Block) * kStepBlocks>(next);
         for (int64_t b = 0; b < n_values / kBlockSize; ++b) {
@@ -72,8 +67,7 @@ struct BlockKernel {
         }
     }
 
-    template <int N>
-    void multiply(int64_t n_values, const int32_t* x, __m256* acc) const {
+    template <int N> void multiply(int64_t n_values, const int32_t* x, __m256* acc) const {
         constexpr int kGroups = (Format::kVectors + (Format::kIsWords ? 1 : 2)) * N;
         for (int64_t b = 0; b < n_values / kBlockSize; ++b) {
             multiply_block<Format, N>(strip.q + b * Format::kVectors, strip.d[b], x + b * kGroups, acc);
@@ -110,7 +104,8 @@ void multiply_strip(const Product& product, const Columns& columns, const uint8_
         acc[c] = _mm256_setzero_ps();
     }
     for (int64_t k = 0; k < product.n_values; k += Kernel::kStepValues) {
-        const int64_t n_values = product.n_values - k < Kernel::kStepValues ? product.n_values - k : Kernel::kStepValues;
+        const int64_t n_values =
+            product.n_values - k < Kernel::kStepValues ? product.n_values - k : Kernel::kStepValues;
         const size_t groups = groups_per_column(columns.layout, static_cast<size_t>(n_values));
         if constexpr (Kernel::kCanFuse) {
             if (columns.n_columns <= 2) {

@@ -69,9 +69,7 @@ inline void keep_order(__m256i& sum) {
 
 inline __m256i broadcast(const int32_t* group) { return _mm256_set1_epi32(*group); }
 
-inline __m256 broadcast_scale(const int32_t* group) {
-    return _mm256_castsi256_ps(broadcast(group));
-}
+inline __m256 broadcast_scale(const int32_t* group) { return _mm256_castsi256_ps(broadcast(group)); }
 
 inline __m256i nibbles_low(__m256i q) { return _mm256_and_si256(q, _mm256_set1_epi8(15)); }
 inline __m256i nibbles_high(__m256i q) { return nibbles_low(_mm256_srli_epi16(q, 4)); }

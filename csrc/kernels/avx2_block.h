@@ -67,8 +67,7 @@ inline void unpack(IQ4_NL, Rows rows, __m256i* out) {
     }
 }
 
-template <typename Format>
-inline __m256i dot(__m256i w, const int32_t* group) {
+template <typename Format> inline __m256i dot(__m256i w, const int32_t* group) {
     if constexpr (Format::kIsWords) {
         return _mm256_madd_epi16(w, broadcast(group));
     } else {

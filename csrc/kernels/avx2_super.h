@@ -34,12 +34,14 @@ struct Q6K {
 // Byte s of each lane in both 16-bit halves, and bytes s, s + 1 in one half each (unsigned).
 inline __m256i spread_byte(__m256i lanes, int s) {
     const int pattern = static_cast<int>(0x80008000U | static_cast<unsigned>(s) | static_cast<unsigned>(s) << 16);
-    const __m256i base = _mm256_setr_epi32(0, 0x00040004, 0x00080008, 0x000c000c, 0, 0x00040004, 0x00080008, 0x000c000c);
+    const __m256i base =
+        _mm256_setr_epi32(0, 0x00040004, 0x00080008, 0x000c000c, 0, 0x00040004, 0x00080008, 0x000c000c);
     return _mm256_shuffle_epi8(lanes, _mm256_add_epi32(base, _mm256_set1_epi32(pattern)));
 }
 inline __m256i spread_pair(__m256i lanes, int s) {
     const int pattern = static_cast<int>(0x80008000U | static_cast<unsigned>(s) | static_cast<unsigned>(s + 1) << 16);
-    const __m256i base = _mm256_setr_epi32(0, 0x00040004, 0x00080008, 0x000c000c, 0, 0x00040004, 0x00080008, 0x000c000c);
+    const __m256i base =
+        _mm256_setr_epi32(0, 0x00040004, 0x00080008, 0x000c000c, 0, 0x00040004, 0x00080008, 0x000c000c);
     return _mm256_shuffle_epi8(lanes, _mm256_add_epi32(base, _mm256_set1_epi32(pattern)));
 }
 
@@ -83,8 +85,8 @@ inline void unpack(Q4K, Rows rows, SuperStrip& out) {
 
 // Bit `from` of every byte to bit 4; bits that cross into a neighbour are masked away.
 inline __m256i bit_to_4(__m256i v, int from) {
-    const __m256i moved = from < 4 ? _mm256_sll_epi16(v, _mm_cvtsi32_si128(4 - from))
-                                   : _mm256_srl_epi16(v, _mm_cvtsi32_si128(from - 4));
+    const __m256i moved =
+        from < 4 ? _mm256_sll_epi16(v, _mm_cvtsi32_si128(4 - from)) : _mm256_srl_epi16(v, _mm_cvtsi32_si128(from - 4));
     return _mm256_and_si256(moved, _mm256_set1_epi8(16));
 }
 
@@ -134,8 +136,7 @@ inline void unpack(Q6K, Rows rows, SuperStrip& out) {
 }
 
 // acc[c] += the super-block's part of 8 outputs for each of N columns.
-template <typename Format, int N>
-inline void multiply_super(const SuperStrip& w, const int32_t* x, __m256* acc) {
+template <typename Format, int N> inline void multiply_super(const SuperStrip& w, const int32_t* x, __m256* acc) {
     __m256i sum[N];
     for (int c = 0; c < N; ++c) {
         sum[c] = _mm256_setzero_si256();

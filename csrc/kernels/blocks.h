@@ -39,9 +39,9 @@ struct BlockQ5_K { // as Q4_K with a fifth bit
 };
 static_assert(sizeof(BlockQ5_K) == 176);
 
-struct BlockQ6_K {      // weight = d * scale * (q - 32), scale per 16 weights
-    uint8_t ql[128];    // low 4 bits: per half of 128 weights, 0..63 in the low nibbles, 64..127 in the high ones
-    uint8_t qh[64];     // high 2 bits: bits 2 i, 2 i + 1 of byte j: weight 32 i + j of the half
+struct BlockQ6_K {   // weight = d * scale * (q - 32), scale per 16 weights
+    uint8_t ql[128]; // low 4 bits: per half of 128 weights, 0..63 in the low nibbles, 64..127 in the high ones
+    uint8_t qh[64];  // high 2 bits: bits 2 i, 2 i + 1 of byte j: weight 32 i + j of the half
     int8_t scales[16];
     uint16_t d;
 };

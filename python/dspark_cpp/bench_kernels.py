@@ -100,6 +100,4 @@ def _time(
     rounds = [{path: 1e3 * bench.multiply(path, x)[1] for path in paths} for _ in range(n_repeats + 1)][1:]
     ratios = [min(time for path, time in one.items() if path != "kernels") / one["kernels"] for one in rounds]
     medians = {path: statistics.median(one[path] for one in rounds) for path in paths}
-    return KernelTiming(
-        type_name=type_name, n_rows=len(x), milliseconds=medians, ratio=statistics.median(ratios)
-    )
+    return KernelTiming(type_name=type_name, n_rows=len(x), milliseconds=medians, ratio=statistics.median(ratios))
