@@ -22,9 +22,10 @@ using CostPoints = std::vector<std::pair<int32_t, double>>; // (size, ms), ascen
 
 // All in milliseconds, with a cache of at most kBaseCells cells in use.
 struct CostCurves {
-    CostPoints verify;  // rows, each with logits
-    CostPoints prefill; // rows without logits
-    CostPoints draft;   // blocks drafted in one pass, sequential head included
+    CostPoints verify;                 // rows, each with logits
+    CostPoints prefill;                // rows without logits
+    CostPoints draft;                  // blocks drafted in one pass, sequential head included
+    CostPoints inject;                 // context rows written into the drafter's cache before a draft
     double verify_ms_per_row_cell = 0; // what attention adds, per row and cell in use
     double draft_ms_per_block_cell = 0;
 
@@ -105,9 +106,11 @@ class CostTable {
 
     [[nodiscard]] double verify_ms(const PassShape& pass) const;
     [[nodiscard]] double draft_ms(int32_t n_blocks, int32_t n_cells) const;
+    [[nodiscard]] double inject_ms(int32_t n_rows) const;
 
     void observe_verify(const PassShape& pass, double ms);
     void observe_draft(int32_t n_blocks, int32_t n_cells, double ms);
+    void observe_inject(int32_t n_rows, double ms);
 
     // The curves with what was learned, at the speed of load time.
     [[nodiscard]] CostCurves curves() const;
@@ -121,6 +124,7 @@ class CostTable {
     ContextCost verify_;
     ContextCost prefill_;
     ContextCost draft_;
+    CostCurve inject_;
     MedianRing slowdown_;
 };
 

@@ -4,6 +4,7 @@
 #include "block_graph.h"
 #include "errors.h"
 #include "transition_model.h"
+#include "vector_loops.h"
 
 #include "ggml-alloc.h"
 
@@ -30,8 +31,10 @@ ggml_type stored_type(const RowTable& table) {
     for (int i = 0; i < GGML_TYPE_COUNT; ++i) {
         const auto type = static_cast<ggml_type>(i);
         const ggml_type_traits* traits = ggml_get_type_traits(type);
-        if (traits->to_float != nullptr && traits->to_float == table.decode_row &&
-            table.n_cols % traits->blck_size == 0 && ggml_row_size(type, table.n_cols) == table.row_bytes) {
+        const bool is_decoder =
+            traits->to_float == table.decode_row || (type == GGML_TYPE_F16 && table.decode_row == decode_f16);
+        if (traits->to_float != nullptr && is_decoder && table.n_cols % traits->blck_size == 0 &&
+            ggml_row_size(type, table.n_cols) == table.row_bytes) {
             return type;
         }
     }

@@ -28,6 +28,12 @@ struct ContextRow {
     int32_t sequence;
 };
 
+struct DrafterTimes {
+    double inject_ms = 0;  // passes that write context rows into the drafter's cache
+    double forward_ms = 0; // passes over blocks
+    double head_ms = 0;    // the sequential head
+};
+
 class Drafter {
   public:
     virtual ~Drafter() = default;
@@ -38,11 +44,22 @@ class Drafter {
 
     virtual void draft(std::span<const DraftTask> tasks, std::span<BlockDraft> drafts) = 0;
 
-    // Injects rows of the target's last decode, ascending positions per sequence.
+    // Before the first target pass whose rows inject() will be given: the target then begins to keep their features.
+    virtual void begin_recording() {}
+    // Takes in rows of the target's last decode, ascending positions per sequence. They may wait in memory until a
+    // draft needs them. A gap makes the sequence start anew behind it.
     virtual void inject(std::span<const ContextRow> rows) = 0;
 
     virtual void forget(int32_t sequence) = 0;
-    [[nodiscard]] virtual int32_t last_position(int32_t sequence) const = 0; // -1: empty
+    // Of what inject() has taken in, waiting rows included; -1: empty.
+    [[nodiscard]] virtual int32_t last_position(int32_t sequence) const = 0;
+    // Rows that the next draft of this sequence has to inject first.
+    [[nodiscard]] virtual int32_t n_waiting(int32_t sequence) const {
+        (void)sequence;
+        return 0;
+    }
+    // Since the last call.
+    [[nodiscard]] virtual DrafterTimes take_times() { return {}; }
 };
 
 } // namespace dspark

@@ -236,6 +236,10 @@ int32_t Engine::most_drafts(const Request& request) const {
     return std::max(most, 0);
 }
 
+const Policy& Engine::policy_of(const Request& request) const {
+    return request.options.policy ? *request.options.policy : scheduler_->options().policy;
+}
+
 void Engine::propose() {
     proposals_.clear();
     for (Lane& lane : lanes_) {
@@ -244,9 +248,11 @@ void Engine::propose() {
         }
         const RequestOptions& options = lane.request->options;
         Proposal proposal;
-        proposal.key = {lane.request->id, options.rule(), options.sampling.is_greedy() ? 0.0 : options.sampling.temperature};
-        proposal.policy = options.policy.value_or(scheduler_->options().policy);
+        proposal.key = {lane.request->id, options.rule(),
+                        options.sampling.is_greedy() ? 0.0 : options.sampling.temperature};
+        proposal.policy = policy_of(*lane.request);
         proposal.most = lane.most;
+        proposal.n_waiting = drafter_ ? drafter_->n_waiting(lane.request->sequence) : 0;
         proposal.is_free = options.rule() == Verification::exact;
         lane.proposal = proposals_.size();
         proposals_.push_back(proposal);
@@ -281,12 +287,16 @@ void Engine::draft() {
         Request& request = *lane.request;
         lane.draft = tasks_.size();
         tasks_.push_back({request.id, request.sequence, request.tokens.back(), request.anchor_position(),
-                          draft_truncation(request.options), request.random,
-                          &request.options.sampling, &request.counts});
+                          draft_truncation(request.options), request.random, &request.options.sampling,
+                          &request.counts});
     }
     n_drafting_ = static_cast<int32_t>(tasks_.size());
     if (tasks_.empty()) {
         return;
+    }
+    int32_t n_waiting = 0;
+    for (const DraftTask& task : tasks_) {
+        n_waiting += drafter_->n_waiting(task.sequence);
     }
     const auto begin = Clock::now();
     drafts_.resize(std::max(drafts_.size(), tasks_.size()));
@@ -294,7 +304,13 @@ void Engine::draft() {
     if (synthetic_) {
         set_synthetic_confidences();
     }
-    step_.draft_ms = milliseconds_since(begin);
+    const DrafterTimes times = drafter_->take_times();
+    step_.inject_ms = times.inject_ms;
+    if (n_waiting > 0) {
+        scheduler_->observe_injection(n_waiting, times.inject_ms);
+    }
+    step_.head_ms = times.head_ms;
+    step_.draft_ms = milliseconds_since(begin) - times.inject_ms;
 }
 
 void Engine::schedule() {
@@ -324,6 +340,9 @@ void Engine::verify() {
     }
     if (rows_.empty()) {
         return;
+    }
+    if (std::any_of(lanes_.begin(), lanes_.end(), [&](const Lane& lane) { return keeps_context(*lane.request); })) {
+        drafter_->begin_recording();
     }
     const auto begin = Clock::now();
     target_->decode(rows_);
@@ -424,6 +443,8 @@ void Engine::record_step(double total_ms) {
     stats_.n_parked += step_.n_parked;
     stats_.n_probes += step_.n_probes;
     stats_.draft_ms += step_.draft_ms;
+    stats_.head_ms += step_.head_ms;
+    stats_.sample_ms += step_.sample_ms;
     stats_.verify_ms += step_.verify_ms;
     stats_.inject_ms += step_.inject_ms;
     stats_.host_ms += host_ms - step_.inject_ms;

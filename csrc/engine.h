@@ -4,6 +4,7 @@
 #pragma once
 
 #include "drafter.h"
+#include "masked_sampling.h"
 #include "request.h"
 #include "scheduler.h"
 #include "synthetic_acceptance.h"
@@ -51,16 +52,18 @@ struct EngineStats { // totals since construction
     int64_t n_committed = 0;
     int64_t n_parked = 0; // decode rounds that the scheduler left plain
     int64_t n_probes = 0;
-    double draft_ms = 0;
-    double verify_ms = 0;
-    double inject_ms = 0;
-    double host_ms = 0;
+    double draft_ms = 0;  // drafting without injection, the head included
+    double head_ms = 0;   // of draft_ms: the sequential head
+    double verify_ms = 0; // the target's passes
+    double inject_ms = 0; // keeping context rows, and the passes that inject them
+    double sample_ms = 0; // of host_ms: verification, sampling, log-probabilities
+    double host_ms = 0;   // a step less draft, verify and inject
 };
 
 struct CachePosition {
     uint64_t request_id;
     int32_t target; // last position in the target's cache
-    int32_t draft;  // last position in the drafter's cache, -1 without one
+    int32_t draft;  // last position that the drafter holds, -1: none (no drafter, or nothing kept for this request)
 };
 
 class Engine {
@@ -87,8 +90,8 @@ class Engine {
     [[nodiscard]] std::vector<CachePosition> cache_positions() const; // between steps
     [[nodiscard]] const EngineOptions& options() const { return options_; }
 
-    // Times passes of all sizes the engine can reach, for at most budget_ms, and gives them to the scheduler. Only while
-    // nothing runs. Throws DSparkError otherwise, EngineClosedError.
+    // Times passes of all sizes the engine can reach, for at most budget_ms, and gives them to the scheduler. Only
+    // while nothing runs. Throws DSparkError otherwise, EngineClosedError.
     CostCurves measure_costs(double budget_ms);
     // The curves with what was learned since; waits for a running step.
     [[nodiscard]] CostCurves costs() const;
@@ -129,6 +132,7 @@ class Engine {
     void commit_round(Lane& lane);
     void record_decision(const Lane& lane);
     [[nodiscard]] VerifyResult decide(const Lane& lane);
+    [[nodiscard]] int32_t masked_token(const Lane& lane, int32_t row);
     void set_synthetic_confidences();
     [[nodiscard]] VerifyResult decide_synthetically(const Lane& lane);
     [[nodiscard]] int32_t accepted_until_end(const Lane& lane, int32_t n_accepted) const;
@@ -136,6 +140,8 @@ class Engine {
     void push_drafted(const Lane& lane, int32_t n);
     void append(Lane& lane, const VerifyResult& result);
     void trace_round(const Lane& lane, const VerifyResult& result);
+    [[nodiscard]] const Policy& policy_of(const Request& request) const;
+    [[nodiscard]] bool keeps_context(const Request& request) const;
     void keep_context(const Lane& lane, int32_t n_rows);
     void inject();
     void finish(Request& request, FinishReason reason, const std::string& error = {});
@@ -178,6 +184,7 @@ class Engine {
     double pause_ms_ = 0;                            // between the last step and this one, the caller's work
     int32_t n_pushed_ = 0; // drafted tokens pushed into the counts of the lane under verification
     DistributionBuilder builder_;
+    MaskedSampler masked_sampler_;
     EngineStats step_;  // figures of this step alone
     EngineStats stats_; // totals, guarded by inbox_mutex_
 };

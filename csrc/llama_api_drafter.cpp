@@ -1,5 +1,6 @@
 // Loading drafters: what their file says, whether they fit their target, the backbone through llama.cpp, the heads not.
 #include "llama_api_impl.h"
+#include "vector_loops.h"
 
 #include <algorithm>
 #include <array>
@@ -35,7 +36,10 @@ void copy_f32(const void* source, float* destination, int64_t n) {
 
 RowTable row_table(const TensorBytes& tensor) {
     const ggml_type type = parse_type(tensor.type);
-    const ggml_to_float_t decode = type == GGML_TYPE_F32 ? copy_f32 : ggml_get_type_traits(type)->to_float;
+    // ggml's own conversion of f16 goes value by value here; candidates read two thousand rows a block.
+    const ggml_to_float_t decode = type == GGML_TYPE_F32   ? copy_f32
+                                   : type == GGML_TYPE_F16 ? decode_f16
+                                                           : ggml_get_type_traits(type)->to_float;
     if (decode == nullptr) {
         throw std::runtime_error("cannot read tensor " + tensor.name + ": type " + tensor.type + " cannot be decoded");
     }

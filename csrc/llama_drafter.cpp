@@ -1,10 +1,9 @@
 #include "llama_drafter.h"
 
 #include "graph_head.h"
+#include "request.h"
 
 #include <algorithm>
-#include <cstring>
-#include <map>
 
 namespace dspark {
 
@@ -54,17 +53,31 @@ std::unique_ptr<SequentialHead> make_head(const Model& model, const DrafterOptio
 
 LlamaDrafter::LlamaDrafter(std::shared_ptr<Model> model, LlamaTarget& target, const DrafterOptions& options)
     : info_(model->drafter_info()), options_(options), target_(target),
-      context_(model, draft_context(*model, options), &target.context()), head_(make_head(*model, options)) {
+      context_(model, draft_context(*model, options), &target.context()), head_(make_head(*model, options)),
+      queue_(info_.target_layers.size() * static_cast<size_t>(model->n_embd()), options.n_parallel, options.window) {
     if (options.window < 1) {
         throw std::invalid_argument("draft_window must be at least 1, got " + std::to_string(options.window));
-    }
-    for (const int32_t layer : info_.target_layers) {
-        target_.context().tap_layer(layer);
     }
 }
 
 void LlamaDrafter::draft(std::span<const DraftTask> tasks, std::span<BlockDraft> drafts) {
+    drafting_.clear();
+    for (const DraftTask& task : tasks) {
+        drafting_.push_back(task.sequence);
+    }
+    flush(drafting_);
+    const auto begin = Clock::now();
     decode_blocks(tasks);
+    times_.forward_ms += milliseconds_since(begin);
+    draft_heads(tasks, drafts);
+    // The block's own rows must not stay: the next round's context is what was really committed.
+    for (const DraftTask& task : tasks) {
+        context_.remove(task.sequence, task.start, -1);
+    }
+}
+
+void LlamaDrafter::draft_heads(std::span<const DraftTask> tasks, std::span<BlockDraft> drafts) {
+    const auto begin = Clock::now();
     const size_t n_slots = tasks.size() * static_cast<size_t>(info_.block_size);
     logits_.resize(n_slots);
     hidden_.resize(n_slots);
@@ -73,10 +86,7 @@ void LlamaDrafter::draft(std::span<const DraftTask> tasks, std::span<BlockDraft>
         read_block(i, tasks[i]);
     }
     head_->draft_blocks(inputs_, drafts);
-    // The block's own rows must not stay: the next round's context is what was really committed.
-    for (const DraftTask& task : tasks) {
-        context_.remove(task.sequence, task.start, -1);
-    }
+    times_.head_ms += milliseconds_since(begin);
 }
 
 // Inputs [anchor, MASK ...] at positions start .. (DESIGN section 2, block), all requests in one pass.
@@ -112,54 +122,97 @@ void LlamaDrafter::read_block(size_t index, const DraftTask& task) {
     input.counts = task.counts;
 }
 
-// Rows that would fall out of the window at once are not injected at all (long prompts).
-void LlamaDrafter::inject(std::span<const ContextRow> rows) {
-    std::map<int32_t, int32_t> newest;
-    for (const ContextRow& row : rows) {
-        newest[row.sequence] = std::max(newest[row.sequence], row.position);
+void LlamaDrafter::begin_recording() {
+    if (std::exchange(is_recording_, true)) {
+        return;
     }
-    kept_rows_.clear();
-    for (const ContextRow& row : rows) {
-        if (row.position > newest[row.sequence] - options_.window) {
-            kept_rows_.push_back(row);
-        } else if (last_position(row.sequence) >= 0) {
-            forget(row.sequence); // what it holds is older still, and positions must stay gapless
-        }
-    }
-    for (size_t begin = 0; begin < kept_rows_.size(); begin += kInjectRows) {
-        const size_t n = std::min<size_t>(kInjectRows, kept_rows_.size() - begin);
-        inject_chunk(std::span(kept_rows_).subspan(begin, n));
+    for (const int32_t layer : info_.target_layers) {
+        target_.context().tap_layer(layer);
     }
 }
 
-void LlamaDrafter::inject_chunk(std::span<const ContextRow> rows) {
-    slide_window(rows);
-    const size_t n_taps = info_.target_layers.size();
+void LlamaDrafter::forget(int32_t sequence) {
+    queue_.remove(sequence, 0);
+    context_.remove(sequence, 0, -1);
+}
+
+int32_t LlamaDrafter::last_position(int32_t sequence) const {
+    return queue_.n_rows(sequence) > 0 ? queue_.last_position(sequence) : context_.last_position(sequence);
+}
+
+// An injection reads the same weights for one row as for many, and what is drafted depends on no row before a draft
+// asks for it: so rows wait. Requests that do not draft, or end, never pay for most of theirs.
+void LlamaDrafter::inject(std::span<const ContextRow> rows) {
+    for (const ContextRow& row : rows) {
+        if (row.position != last_position(row.sequence) + 1) {
+            forget(row.sequence); // what comes before a gap cannot stay: positions must be gapless
+        }
+        copy_features(row, queue_.push(row.sequence, row.position));
+    }
+    while (queue_.n_bytes() > options_.queue_bytes) {
+        const int32_t longest = queue_.longest();
+        flush({&longest, 1});
+    }
+}
+
+void LlamaDrafter::copy_features(const ContextRow& row, std::span<float> features) {
     const auto n_embd = static_cast<size_t>(context_.model().n_embd());
-    features_.resize(rows.size() * n_taps * n_embd);
+    for (size_t tap = 0; tap < info_.target_layers.size(); ++tap) {
+        const std::span<const float> layer = target_.context().layer_input(info_.target_layers[tap]);
+        const auto state = layer.subspan(static_cast<size_t>(row.batch_row) * n_embd, n_embd);
+        std::copy(state.begin(), state.end(), features.subspan(tap * n_embd).begin());
+    }
+}
+
+void LlamaDrafter::flush(std::span<const int32_t> sequences) {
+    const auto begin = Clock::now();
+    for (const int32_t sequence : sequences) {
+        make_room(sequence);
+    }
+    collect_chunk(sequences);
+    while (!positions_.empty()) {
+        inject_chunk();
+        collect_chunk(sequences);
+    }
+    context_.synchronize(); // so that the time is the injection's and not that of the block behind it
+    times_.inject_ms += milliseconds_since(begin);
+}
+
+// Cells that the waiting rows push out of the window, and all of them when waiting rows fell out of it too.
+void LlamaDrafter::make_room(int32_t sequence) {
+    if (queue_.n_rows(sequence) == 0) {
+        return;
+    }
+    const bool has_gap = context_.last_position(sequence) + 1 < queue_.first_position(sequence);
+    const int32_t end = queue_.last_position(sequence) + 1 - options_.window;
+    if (has_gap) {
+        context_.remove(sequence, 0, -1);
+    } else if (end > 0 && context_.first_position(sequence) < end) {
+        context_.remove(sequence, 0, end);
+    }
+}
+
+// The next rows in turn, as many as one pass takes.
+void LlamaDrafter::collect_chunk(std::span<const int32_t> sequences) {
+    features_.clear();
     positions_.clear();
     sequences_.clear();
-    for (const ContextRow& row : rows) {
-        positions_.push_back(row.position);
-        sequences_.push_back(row.sequence);
-    }
-    for (size_t tap = 0; tap < n_taps; ++tap) {
-        const float* layer = target_.context().layer_input(info_.target_layers[tap]).data(); // (n_rows, n_embd)
-        for (size_t i = 0; i < rows.size(); ++i) {
-            std::memcpy(features_.data() + (i * n_taps + tap) * n_embd,
-                        layer + static_cast<size_t>(rows[i].batch_row) * n_embd, n_embd * sizeof(float));
+    for (const int32_t sequence : sequences) {
+        const int32_t room = kInjectRows - static_cast<int32_t>(positions_.size());
+        for (int32_t row = 0; row < std::min(room, queue_.n_rows(sequence)); ++row) {
+            const std::span<const float> features = queue_.features(sequence, row);
+            features_.insert(features_.end(), features.begin(), features.end());
+            positions_.push_back(queue_.first_position(sequence) + row);
+            sequences_.push_back(sequence);
         }
     }
-    context_.decode_features(features_, positions_, sequences_);
 }
 
-void LlamaDrafter::slide_window(std::span<const ContextRow> rows) {
-    for (size_t i = 0; i < rows.size(); ++i) {
-        const bool is_newest = i + 1 == rows.size() || rows[i + 1].sequence != rows[i].sequence;
-        const int32_t end = rows[i].position + 1 - options_.window;
-        if (is_newest && end > 0 && context_.first_position(rows[i].sequence) < end) {
-            context_.remove(rows[i].sequence, 0, end);
-        }
+// Rows leave the queue only once they stand in the cache.
+void LlamaDrafter::inject_chunk() {
+    context_.decode_features(features_, positions_, sequences_);
+    for (const int32_t sequence : sequences_) {
+        queue_.drop_oldest(sequence, 1);
     }
 }
 

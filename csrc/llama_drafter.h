@@ -3,11 +3,13 @@
 #pragma once
 
 #include "drafter.h"
+#include "feature_queue.h"
 #include "llama_api.h"
 #include "llama_target.h"
 
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace dspark {
@@ -23,6 +25,10 @@ struct DrafterOptions {
     bool flash_attention_off = false;
     // The draft cache is f16 or f32: quantized draft KV ruins acceptance (DESIGN section 4).
     std::string kv_type = "f16";
+    // Features that may wait for their injection, all requests together. A row has m * n_embd floats (20 KB for a
+    // 0.6B target, 80 KB for 8B), so this holds the whole window of one small model's request and 1,600 rows of a
+    // large one: parked requests rarely reach it, and it is small beside the weights.
+    size_t queue_bytes = size_t{128} << 20;
 };
 
 class LlamaDrafter final : public Drafter {
@@ -34,17 +40,24 @@ class LlamaDrafter final : public Drafter {
     [[nodiscard]] bool has_confidence() const override { return info_.has_confidence; }
     void draft(std::span<const DraftTask> tasks, std::span<BlockDraft> drafts) override;
     void inject(std::span<const ContextRow> rows) override;
-    void forget(int32_t sequence) override { context_.remove(sequence, 0, -1); }
-    [[nodiscard]] int32_t last_position(int32_t sequence) const override { return context_.last_position(sequence); }
+    void begin_recording() override;
+    void forget(int32_t sequence) override;
+    [[nodiscard]] int32_t last_position(int32_t sequence) const override;
+    [[nodiscard]] int32_t n_waiting(int32_t sequence) const override { return queue_.n_rows(sequence); }
+    [[nodiscard]] DrafterTimes take_times() override { return std::exchange(times_, {}); }
 
     [[nodiscard]] Context& context() { return context_; }
 
   private:
     [[nodiscard]] int32_t n_inputs() const { return info_.block_size + (info_.sample_from_anchor ? 0 : 1); }
+    void draft_heads(std::span<const DraftTask> tasks, std::span<BlockDraft> drafts);
     void decode_blocks(std::span<const DraftTask> tasks);
     void read_block(size_t index, const DraftTask& task);
-    void inject_chunk(std::span<const ContextRow> rows);
-    void slide_window(std::span<const ContextRow> rows);
+    void copy_features(const ContextRow& row, std::span<float> features);
+    void flush(std::span<const int32_t> sequences);
+    void make_room(int32_t sequence);
+    void collect_chunk(std::span<const int32_t> sequences);
+    void inject_chunk();
 
     DrafterInfo info_;
     DrafterOptions options_;
@@ -56,7 +69,11 @@ class LlamaDrafter final : public Drafter {
     std::vector<const float*> logits_; // (n_tasks * block_size) rows of n_vocab
     std::vector<const float*> hidden_; // (n_tasks * block_size) rows of n_embd
     std::vector<BlockInput> inputs_;
-    std::vector<ContextRow> kept_rows_;
+    FeatureQueue queue_;
+    bool is_recording_ = false;
+    DrafterTimes times_;
+    std::vector<int32_t> drafting_; // sequences of the round's tasks
+    // One injection pass.
     std::vector<float> features_; // (n_rows, m * n_embd)
     std::vector<int32_t> positions_;
     std::vector<int32_t> sequences_;

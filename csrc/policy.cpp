@@ -11,8 +11,9 @@ namespace dspark {
 namespace {
 
 [[noreturn]] void refuse(std::string_view text) {
-    throw std::invalid_argument("policy must be off, full, fixed:n, threshold:p (0 to 1), algorithm1 or adaptive, got '" +
-                                std::string(text) + "'");
+    throw std::invalid_argument(
+        "policy must be off, full, fixed:n, threshold:p (0 to 1), algorithm1 or adaptive, got '" + std::string(text) +
+        "'");
 }
 
 template <typename Number> Number parse_number(std::string_view digits, std::string_view text) {

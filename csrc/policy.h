@@ -34,17 +34,18 @@ struct Policy {
 
 // One drafted block.
 struct DraftedBlock {
-    int32_t most = 0;                  // longest prefix allowed
+    int32_t most = 0;                   // longest prefix allowed
     std::span<const double> confidence; // (>= most,) c_j: slot j survives given that the slots before it did
     std::span<const double> expected;   // (>= most,) the same as older rounds expect it
-    bool is_free = false;              // its rule is lossless under any policy: later confidences may be used
-    double weight = 1;                 // what one of its tokens is worth
+    bool is_free = false;               // its rule is lossless under any policy: later confidences may be used
+    double weight = 1;                  // what one of its tokens is worth
 };
 
 // The prefix before the first confidence below `threshold`.
 [[nodiscard]] int32_t threshold_prefix(const DraftedBlock& block, double threshold);
 
-// cost_ms[n]: time of the target's pass with n drafted tokens in it, n = 0 .. total. n_requests: those that decode in it.
+// cost_ms[n]: time of the target's pass with n drafted tokens in it, n = 0 .. total. n_requests: those that decode in
+// it.
 
 // Paper, algorithm 1: pops survivals in descending order, stops at the first that does not raise
 // theta = expected tokens * steps per second.
@@ -53,8 +54,8 @@ void algorithm1_prefixes(std::span<const DraftedBlock> blocks, std::span<const d
 
 // Maximises expected tokens - price * time over the step, price in tokens per ms being what the engine earns at large
 // (Dinkelbach: maximising a long-run ratio of sums). Takes survivals in descending order as algorithm 1 does, but looks
-// over cliffs of the cost curve: a token is taken when it or some run of tokens after it pays, where the tokens after it
-// that may not be looked at yet count as older rounds expect them. A deviation from section 5.2 of the paper, whose
+// over cliffs of the cost curve: a token is taken when it or some run of tokens after it pays, where the tokens after
+// it that may not be looked at yet count as older rounds expect them. A deviation from section 5.2 of the paper, whose
 // budget comes from older rounds alone: confidences known before a draw may be used, and with one request they are all
 // there is to adapt to.
 // Returns the gain in tokens.
@@ -66,8 +67,8 @@ double adaptive_prefixes(std::span<const DraftedBlock> blocks, std::span<const d
                                    double tokens_per_ms);
 
 // Before drafting: who is worth a draft, from `expected` alone. draft_ms[n]: time to draft n blocks, n = 0 .. blocks.
-// bonus_tokens: what knowing the confidences adds to the gain of a block beyond its expectation (an option is worth more
-// than the average of what it gives).
+// bonus_tokens: what knowing the confidences adds to the gain of a block beyond its expectation (an option is worth
+// more than the average of what it gives).
 struct DraftChoice {
     std::vector<int8_t> is_drafting; // (n_blocks,)
     double gain_tokens = 0;          // expected: tokens - price * extra time; 0 when nobody drafts

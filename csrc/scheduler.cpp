@@ -8,11 +8,12 @@ namespace dspark {
 
 namespace {
 
-constexpr double kMemory = 0.97;       // of the speedup: about 30 steps
-constexpr double kBonusStep = 0.05;    // of the bonus: about 20 drafted steps
-constexpr double kProbeShare = 0.008;  // of the time goes into probing at most
-constexpr double kProbeRate = 0.9;     // a probe is as long as would pay if drafts were this good
-constexpr double kMinPlain = 8;        // plain tokens' worth of time before the measured speedup counts
+constexpr double kMemory = 0.97;      // of the speedup: about 30 steps
+constexpr double kBonusStep = 0.05;   // of the bonus: about 20 drafted steps
+constexpr double kProbeShare = 0.008; // of the time goes into probing at most
+constexpr double kProbeRate = 0.9;    // a probe is as long as would pay if drafts were this good
+constexpr int32_t kRoundRows = 3; // context rows a round leaves to be injected; a long wait is paid once, by a probe
+constexpr double kMinPlain = 8;   // plain tokens' worth of time before the measured speedup counts
 
 int32_t fixed_rows(const Proposal& proposal) { return std::min(proposal.policy.length, proposal.most); }
 
@@ -66,7 +67,8 @@ std::vector<double> Scheduler::block_costs(const StepLoad& load, int32_t n_other
     std::vector<double> cost_ms;
     for (size_t n = 0; n <= group_.blocks.size(); ++n) {
         cost_ms.push_back(costs_.draft_ms(n_others + static_cast<int32_t>(n), load.n_cells) -
-                          costs_.draft_ms(n_others, load.n_cells));
+                          costs_.draft_ms(n_others, load.n_cells) +
+                          costs_.inject_ms(static_cast<int32_t>(n) * kRoundRows));
     }
     return cost_ms;
 }
@@ -180,7 +182,8 @@ void Scheduler::probe(std::span<Proposal> proposals, std::span<const double> cos
     int32_t length = 0;
     adaptive_prefixes({&block, 1}, cost_ms, tokens_per_ms, {&length, 1});
     length = std::max(length, 1);
-    const double cost = draft_ms + cost_ms[static_cast<size_t>(length)] - cost_ms[0];
+    const double cost =
+        draft_ms + costs_.inject_ms(candidate->n_waiting) + cost_ms[static_cast<size_t>(length)] - cost_ms[0];
     if (probe_credit_ms_ < cost) {
         return;
     }
@@ -267,8 +270,7 @@ void Scheduler::schedule_adaptive(std::span<const Proposal> proposals, const Ste
     for (size_t member = 0; member < group_.members.size(); ++member) {
         const Proposal& proposal = proposals[group_.members[member]];
         const bool is_probe = proposal.decision == DraftDecision::probe;
-        prefix_len[group_.members[member]] =
-            is_probe ? std::min(probe_len_, proposal.most) : group_.prefix_len[member];
+        prefix_len[group_.members[member]] = is_probe ? std::min(probe_len_, proposal.most) : group_.prefix_len[member];
     }
 }
 
@@ -287,11 +289,11 @@ void Scheduler::observe_step(const StepLoad& load, int32_t n_requests, int32_t n
         costs_.observe_draft(n_drafting, load.n_cells, times.draft_ms);
     }
     probe_credit_ms_ = std::min(probe_credit_ms_ + kProbeShare * times.total_ms,
-                                2 * (costs_.draft_ms(1, load.n_cells) + step_ms(load, options_.block_size + 1)));
+                                10 * (costs_.draft_ms(1, load.n_cells) + step_ms(load, options_.block_size + 1)));
     if (n_requests == 0 || load.n_prefill_rows > 0) {
         return;
     }
-    const double overhead = std::max(0.0, times.total_ms - times.draft_ms - times.verify_ms);
+    const double overhead = std::max(0.0, times.total_ms - times.draft_ms - times.inject_ms - times.verify_ms);
     if (n_drafted_rows == 0) {
         overhead_ms_.push(overhead);
     } else {

@@ -80,8 +80,7 @@ const CalibrationEntry* SurvivalEstimator::nearest_entry(const SurvivalKey& key)
 }
 
 SurvivalEstimator::Band& SurvivalEstimator::band_of(const SurvivalKey& key) {
-    const auto [found, is_new] =
-        bands_.try_emplace({static_cast<int>(key.rule), temperature_range(key.temperature)});
+    const auto [found, is_new] = bands_.try_emplace({static_cast<int>(key.rule), temperature_range(key.temperature)});
     Band& band = found->second;
     if (is_new) {
         band.calibration = nearest_entry(key);
@@ -134,7 +133,8 @@ void SurvivalEstimator::read_confidence(const SurvivalKey& key, std::span<const 
     const auto request = requests_.find(key.request_id);
     const double own_shift = request == requests_.end() ? 0.0 : request->second.shift;
     for (size_t k = 0; k < rates.size(); ++k) {
-        rates[k] = sigmoid(band.correction.slope * scaled_logit(band, logits, k) + band.correction.shift[k] + own_shift);
+        rates[k] =
+            sigmoid(band.correction.slope * scaled_logit(band, logits, k) + band.correction.shift[k] + own_shift);
     }
 }
 

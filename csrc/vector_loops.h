@@ -76,6 +76,17 @@ inline float exp_nonpositive(float x) {
     return std::bit_cast<float>(std::bit_cast<int32_t>(poly * std::bit_cast<float>(scale)) & keep);
 }
 
+// IEEE half to float, exact for every finite value: the half's bits as a float are 2^112 too small, and multiplying
+// puts subnormals right too. (Infinity and NaN become finite: weights hold none.)
+inline void decode_f16(const void* source, float* out, int64_t n) {
+    const auto* halves = static_cast<const uint16_t*>(source);
+    for (int64_t i = 0; i < n; ++i) {
+        const auto half = static_cast<uint32_t>(halves[i]);
+        const float magnitude = std::bit_cast<float>((half & 0x7FFFu) << 13) * 0x1p112f;
+        out[i] = std::bit_cast<float>(std::bit_cast<uint32_t>(magnitude) | (half & 0x8000u) << 16);
+    }
+}
+
 inline double sum_block(const float* x, size_t n) {
     float lanes[kLanes] = {};
     const size_t whole = n - n % kLanes;

@@ -12,6 +12,14 @@ import pytest
 DEMO = Path(__file__).parents[1] / "python" / "dspark_cpp" / "demo"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Measured costs go to a folder of this run: tests neither use the user's nor leave theirs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DSPARK_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def demo_target() -> Path:
     """The bundled target."""

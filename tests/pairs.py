@@ -77,19 +77,24 @@ class Answer:
 
 def run(engine: _core.Engine, prompts: Sequence[list[int]], pick: Pick, has_drafter: bool = True) -> list[Answer]:
     """Submit all prompts, with options pick(i), and step to the end; the caches are checked after every step."""
-    answers = {engine.submit(prompt, pick(i)): Answer() for i, prompt in enumerate(prompts)}
+    options = [pick(i) for i in range(len(prompts))]
+    answers = {engine.submit(prompt, own): Answer() for prompt, own in zip(prompts, options, strict=True)}
+    drafts = {request: own.draft_limit != 0 for request, own in zip(answers, options, strict=True)}
     lengths = dict(zip(answers, map(len, prompts), strict=True))
     while engine.has_work:
         for event in engine.step():
             answers[event.request_id].add(event)
-        check_caches(engine, answers, lengths, has_drafter)
+        check_caches(engine, answers, lengths, drafts if has_drafter else {})
     return list(answers.values())
 
 
 def check_caches(
-    engine: _core.Engine, answers: dict[int, Answer], lengths: dict[int, int], has_drafter: bool = True
+    engine: _core.Engine, answers: dict[int, Answer], lengths: dict[int, int], drafts: dict[int, bool]
 ) -> None:
-    """Both caches must hold all committed tokens but the newest: it is the next anchor, not computed yet."""
+    """Both caches must hold all committed tokens but the newest: it is the next anchor, not computed yet.
+
+    Of a request that never drafts the drafter holds nothing.
+    """
     for request, target, draft in engine.cache_positions():
         answer = answers[request]
         assert answer.finish_reason is None
@@ -97,7 +102,7 @@ def check_caches(
             assert target == lengths[request] + len(answer.tokens) - 2
         else:
             assert target < lengths[request] - 1  # in the middle of the prompt
-        assert draft == (target if has_drafter else -1)
+        assert draft == (target if drafts.get(request) else -1)
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ def test_run_repeats_itself_with_a_seed():
         (("run", os.devnull, "hello"), os.devnull),
         (("run", "demo", "hello", "--top-p", "3"), "top_p must be at most 1, got 3.0"),
         (("run", "demo", "hello", "--temperature", "nan"), "temperature must be finite, got nan"),
-        (("run", "demo", "hello", "--policy", "always"), "policy must be one of"),
+        (("run", "demo", "hello", "--policy", "always"), "policy must be off, full, fixed:n"),
         (("run", "demo", "hello", "--head", "none"), "head must be one of"),
         (("run", "demo", "hello", "--n-ctx", "4"), "n_ctx = 4"),
         (("run", "demo", "", "--raw"), "prompt must"),

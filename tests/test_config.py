@@ -75,7 +75,14 @@ ENGINE_RANGES = [
     ({"max_queue": 0}, "max_queue must be at least 1, got 0"),
     ({"kv_type": "f8"}, "kv_type must be one of .*, got 'f8'"),
     ({"head": "fast"}, "head must be one of candidates, full, graph, got 'fast'"),
-    ({"policy": "always"}, "policy must be one of auto, off, full or a number of tokens, got 'always'"),
+    ({"policy": "always"}, "policy must be off, full, fixed:n, .* or a number of tokens, got 'always'"),
+    ({"policy": "fixed:"}, "policy must be .*, got 'fixed:'"),
+    ({"policy": "fixed:-1"}, "policy must be .*, got 'fixed:-1'"),
+    ({"policy": "threshold:x"}, "policy must be .*, got 'threshold:x'"),
+    ({"policy": "threshold:1.5"}, "policy threshold must be at most 1, got 1.5"),
+    ({"policy": "threshold:nan"}, "policy threshold must be finite"),
+    ({"objective": "speed"}, "objective must be one of throughput, latency, got 'speed'"),
+    ({"costs": "never"}, "costs must be one of auto, measure, none, got 'never'"),
     ({"policy": -1}, "policy must be at least 0, got -1"),
 ]
 
@@ -144,10 +151,39 @@ def test_draft_as_the_engine_takes_it(draft, limit):
     assert SamplingParams(draft=draft).draft_limit == limit
 
 
-@pytest.mark.parametrize(("policy", "length"), [("auto", -1), ("full", -1), ("off", 0), (4, 4)])
-def test_policy_as_the_engine_takes_it(policy, length):
-    assert EngineConfig(policy=policy).draft_length == length
+@pytest.mark.parametrize(
+    ("policy", "taken"),
+    [
+        ("auto", "adaptive"),
+        ("adaptive", "adaptive"),
+        ("full", "full"),
+        ("off", "off"),
+        (0, "off"),
+        (4, "fixed:4"),
+        ("fixed:4", "fixed:4"),
+        ("fixed:0", "off"),
+        ("threshold:0.25", "threshold:0.25"),
+        ("algorithm1", "algorithm1"),
+    ],
+)
+def test_policy_as_the_engine_takes_it(policy, taken):
+    assert EngineConfig(policy=policy).policy == taken
+    assert SamplingParams(policy=policy).policy == taken
 
 
 def test_keywords_of_llm_are_those_of_the_config():
     assert set(EngineOptions.__annotations__) == {field.name for field in dataclasses.fields(EngineConfig)}
+
+
+@pytest.mark.parametrize(
+    ("options", "rule"),
+    [
+        ({}, "block"),
+        ({"temperature": 0}, "exact"),
+        ({"seed": 1}, "exact"),
+        ({"seed": 1, "verification": "block"}, "block"),
+        ({"temperature": 0, "verification": "rejection"}, "rejection"),
+    ],
+)
+def test_rule_of_verification(options, rule):
+    assert SamplingParams(**options).rule == rule

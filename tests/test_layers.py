@@ -13,7 +13,34 @@ PACKAGE = ROOT / "python" / "dspark_cpp"
 CSRC = ROOT / "csrc"
 
 # From the top down; a module may import what stands to the right of it, and nothing else of the package.
-LAYOUT = ["cli", "demo_run", "bench", "llm", "engine_loop", "chat", "config", "bench_kernels", "convert", "errors", "_core"]
+LAYOUT = [
+    "cli",
+    "store_cli",
+    "store_run",
+    "store_show",
+    "store_progress",
+    "server_client",
+    "server",
+    "calibrate_cli",
+    "calibration_report",
+    "calibrate_run",
+    "calibration_fit",
+    "demo_run",
+    "info",
+    "bench",
+    "llm",
+    "cost_cache",
+    "engine_loop",
+    "chat",
+    "config",
+    "bench_kernels",
+    "store",
+    "calibration_files",
+    "calibration",
+    "convert",
+    "errors",
+    "_core",
+]
 
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 

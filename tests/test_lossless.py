@@ -71,11 +71,17 @@ def pair(f32_target: Path, drafter_files: dict[str, Path]) -> Pair:
 
 
 def check(
-    pair: Pair, engine: _core.Engine, n_tokens: int = N_TOKENS, limits: Sequence[int] = (-1,), n_prompts: int = 100
+    pair: Pair,
+    engine: _core.Engine,
+    n_tokens: int = N_TOKENS,
+    limits: Sequence[int] = (-1,),
+    n_prompts: int = 100,
+    has_drafter: bool = True,
 ) -> list[Answer]:
     """Run prompts, with the draft limits in turn, against the plain texts: all but 5 % (or one) of them to the end."""
     plain = pair.plain[:n_prompts]
-    answers = run(engine, pair.prompts[:n_prompts], lambda i: greedy(n_tokens, draft_limit=limits[i % len(limits)]))
+    prompts = pair.prompts[:n_prompts]
+    answers = run(engine, prompts, lambda i: greedy(n_tokens, draft_limit=limits[i % len(limits)]), has_drafter)
     assert count_complete(plain, answers, MARGIN) >= min(0.95, 1 - 1 / len(plain))
     return answers
 
@@ -106,8 +112,8 @@ def test_text_is_the_same_with_every_head(pair: Pair, head: str, form: str, n_pa
 
 @pytest.mark.parametrize("draft_length", range(BLOCK + 1))
 def test_text_is_the_same_with_every_draft_length(pair: Pair, draft_length: int) -> None:
-    engine = pair.engine(n_parallel=8, draft_length=draft_length)
-    answers = check(pair, engine, n_prompts=12)
+    engine = pair.engine(n_parallel=8, policy=f"fixed:{draft_length}")
+    answers = check(pair, engine, n_prompts=12, has_drafter=draft_length > 0)
     assert engine.stats.n_scheduled <= draft_length * sum(answer.stats.n_rounds for answer in answers)
     assert (engine.stats.n_drafted > 0) == (draft_length > 0)
 
@@ -278,7 +284,8 @@ def test_hundred_prompts_with_every_head(full_pair: Pair, head: str, form: str, 
 @pytest.mark.slow
 @pytest.mark.parametrize("draft_length", range(BLOCK + 1))
 def test_hundred_prompts_with_every_draft_length(full_pair: Pair, draft_length: int) -> None:
-    check(full_pair, full_pair.engine(n_parallel=1 + draft_length, draft_length=draft_length), 128)
+    engine = full_pair.engine(n_parallel=1 + draft_length, policy=f"fixed:{draft_length}")
+    check(full_pair, engine, 128, has_drafter=draft_length > 0)
 
 
 @pytest.mark.slow

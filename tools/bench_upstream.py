@@ -1,6 +1,7 @@
 """Compare dspark-cpp with upstream's own `llama-server --spec-type draft-dspark`: same tree, same files, same prompts.
 
     python tools/bench_upstream.py                       # the bundled pair; builds the server on first use
+    python tools/bench_upstream.py --sweep --json result.json      # speeds: every setting of upstream's beside ours
     python tools/bench_upstream.py --target T.gguf --drafter D.gguf --draft-length 1..7 --json result.json
 
 Both decode greedily, plainly and with the drafter, one prompt after the other in turns, so that a machine that slows
@@ -17,18 +18,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
-import shutil
-import socket
-import subprocess
 import sys
-import sysconfig
-import tempfile
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -38,13 +32,12 @@ from dspark_cpp.config import Head
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
+from upstream_server import build_server, free_port, running_server, server_command, uses_flash_attention
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "python/dspark_cpp/demo"
 PROMPTS = ROOT / "tests/data/demo_pair/prompts.json"
-BUILD = ROOT / "build/upstream"
 TOLERANCE = 0.02  # of accepted tokens: batches may be cut differently, and a near tie may then fall differently
-START_SECONDS = 300
 UPSTREAM, OURS = "upstream", "dspark-cpp"
 
 
@@ -99,69 +92,6 @@ AskFunction = Callable[[list[int]], Answer]
 # ---- upstream's side ----
 
 
-def build_server() -> Path:
-    """Build llama-server out of this project's own configuration: same flags, so that only the code differs."""
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    for name in ("CC", "CXX"):  # as scikit-build-core does, so that ccache knows the objects of the package
-        environment.setdefault(name, (sysconfig.get_config_var(name) or {"CC": "cc", "CXX": "c++"}[name]).split()[0])
-    cmake = shutil.which("cmake", path=environment["PATH"]) or sys.exit("cmake must be on the PATH")
-    import pybind11
-
-    configure = [cmake, "-G", "Ninja", "-S", str(ROOT), "-B", str(BUILD), "-DCMAKE_BUILD_TYPE=Release"]
-    configure += [f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"]
-    configure += ["-DLLAMA_BUILD_TOOLS=ON", "-DLLAMA_BUILD_SERVER=ON", "-DLLAMA_USE_PREBUILT_UI=OFF"]
-    configure += shlex.split(environment.get("CMAKE_ARGS", ""))
-    subprocess.run(configure, env=environment, check=True, stdout=subprocess.DEVNULL)
-    subprocess.run([cmake, "--build", str(BUILD), "--target", "llama-server"], env=environment, check=True)
-    return BUILD / "bin/llama-server"
-
-
-def server_command(server: Path, options: argparse.Namespace, port: int, draft_length: int) -> list[str]:
-    """One slot, no prompt cache, no confidence threshold; `draft_length` 0 is plain decoding."""
-    threads = str(options.threads)
-    command = [str(server), "--model", str(options.target), "--host", "127.0.0.1", "--port", str(port), "--offline"]
-    command += ["--parallel", "1", "--ctx-size", str(options.n_ctx), "--batch-size", "512", "--ubatch-size", "512"]
-    command += ["--threads", threads, "--threads-batch", threads, "--n-gpu-layers", str(options.n_gpu_layers)]
-    command += ["--flash-attn", "on" if uses_flash_attention(options) else "off", "--fit", "off", "--no-webui"]
-    command += ["--no-cache-prompt", "--cache-ram", "0", "--ctx-checkpoints", "0", "--no-context-shift"]
-    if draft_length > 0:
-        command += ["--spec-type", "draft-dspark", "--spec-draft-model", str(options.drafter)]
-        command += ["--spec-draft-n-max", str(draft_length), "--spec-draft-n-min", "0", "--spec-draft-p-min", "0"]
-        command += ["--spec-draft-threads", threads, "--spec-draft-threads-batch", threads]
-        command += ["--spec-draft-ngl", str(options.n_gpu_layers)]
-    return command
-
-
-@contextmanager
-def running_server(command: list[str], port: int) -> Iterator[str]:
-    """Start a server, wait until it answers, stop it in the end; yields its address."""
-    with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-        try:
-            wait_until_ready(f"http://127.0.0.1:{port}/health", process)
-            yield f"http://127.0.0.1:{port}"
-        except Exception:
-            log.seek(0)
-            sys.stderr.write("".join(log.readlines()[-30:]))
-            raise
-        finally:
-            process.terminate()
-            process.wait()
-
-
-def wait_until_ready(address: str, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise RuntimeError(f"llama-server ended with status {process.returncode}")
-        try:
-            with urllib.request.urlopen(address, timeout=2):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.1)
-    raise TimeoutError(f"llama-server must answer within {START_SECONDS} s")
-
-
 def ask_server(address: str, prompt: list[int], options: argparse.Namespace, is_end: Callable[[int], bool]) -> Answer:
     body = {"prompt": prompt, "n_predict": options.n_tokens, "temperature": 0.0, "seed": 1, "samplers": ["temperature"]}
     body |= {"cache_prompt": False, "return_tokens": True, "stream": False}
@@ -212,13 +142,6 @@ def load(options: argparse.Namespace, draft_length: int, head: Head = "full") ->
         n_candidates=options.n_candidates,
         policy=draft_length,
     )
-
-
-def uses_flash_attention(options: argparse.Namespace) -> bool:
-    """Say whether both sides use it: by default with a GPU only, as dspark-cpp does."""
-    if options.flash_attention is None:
-        return any("gpu" in device.kind.lower() for device in build_info().devices)
-    return options.flash_attention == "on"
 
 
 # ---- the comparison ----
@@ -316,12 +239,6 @@ def as_table(run: Run, options: argparse.Namespace, n_prompts: int) -> Table:
     return table
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 def read_prompts(path: Path, n_prompts: int) -> dict[str, str]:
     """Read the first prompts of every domain in turns: a JSON object whose "prompts" have a "domain" and a "text"."""
     by_domain: dict[str, list[str]] = {}
@@ -356,6 +273,15 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--n-candidates", type=int, default=64, help="of those heads; the full head always runs too")
     parser.add_argument("--flash-attention", choices=("on", "off"), help="default: on with a GPU")
     parser.add_argument("--draft-length", type=draft_lengths, help='"7", "1,3,7" or "1..7"; default: the trained block')
+    parser.add_argument("--sweep", action="store_true", help="compare speeds: see tools/upstream_sweep.py")
+    parser.add_argument("--streams", default="1,4", help="with --sweep")
+    parser.add_argument("--temperatures", default="0,1", help="with --sweep")
+    parser.add_argument("--p-min", default="0.3,0.5,0.7", help="with --sweep: upstream's thresholds, at its full block")
+    parser.add_argument(
+        "--lengths", type=draft_lengths, default=list(range(1, 8)), help="with --sweep: upstream's n_max"
+    )
+    parser.add_argument("--random-weights", action="store_true", help="with --sweep: a pair that has no ends of text")
+    parser.add_argument("--budget", type=float, default=1e9, help="with --sweep: seconds after which no turn begins")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     return parser.parse_args()
 
@@ -370,6 +296,11 @@ def main() -> int:
     options = parse_options()
     console = Console(highlight=False)
     server = options.server or build_server()
+    if options.sweep:
+        from upstream_sweep import sweep
+
+        sweep(server, options, read_prompts(options.prompts, options.n_prompts), console)
+        return 0
     block_size = trained_block_size(options)
     prompts = read_prompts(options.prompts, options.n_prompts)
     runs = []

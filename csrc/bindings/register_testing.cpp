@@ -81,6 +81,7 @@ class DraftProbe {
     }
 
     void decode_context() {
+        drafter_.begin_recording();
         std::vector<BatchRow> rows;
         for (int32_t i = 0; i < n_context_; ++i) {
             rows.push_back({tokens_[static_cast<size_t>(i)], i, 0, i + 1 == n_context_});

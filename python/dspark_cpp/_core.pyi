@@ -143,6 +143,43 @@ class Model:
     ) -> str: ...
 
 @final
+class Grammar:
+    """A GBNF grammar over a model's tokens; lazy ones bind from a trigger on. Immutable: requests take copies."""
+
+    def __init__(
+        self,
+        model: Model,
+        gbnf: str,
+        *,
+        is_lazy: bool = False,
+        trigger_words: Sequence[str] = (),
+        trigger_patterns: Sequence[str] = (),
+        prefill: str = "",  # text that the prompt already holds of what the grammar describes
+    ) -> None: ...
+    def allows(self, model: Model, text: str) -> bool: ...  # whether `text` can begin what the grammar describes
+
+@final
+class Embedder:
+    """Pooled states of a target, one text at a time; calls wait for each other."""
+
+    def __init__(self, model: Model, *, n_ctx: int = 0, n_threads: int = 0) -> None: ...
+    @property
+    def n_ctx(self) -> int: ...
+    @property
+    def pooling(self) -> str: ...  # mean | cls | last
+    def embed(self, tokens: Sequence[int]) -> list[float]: ...  # (n_embd,), not normalised
+
+@final
+class ChatParser:
+    """Reads content, reasoning and tool calls out of a model's text; `plan_json` comes from `plan_chat`."""
+
+    def __init__(self, plan_json: str, parse_tool_calls: bool = True) -> None: ...
+    def parse(self, text: str, is_partial: bool) -> str: ...  # JSON: content, reasoning_content, tool_calls
+
+def plan_chat(request_json: str) -> str: ...
+def json_schema_to_grammar(schema_json: str) -> str: ...
+
+@final
 class RequestOptions:
     """One request's options as the engine takes them; all keyword-only, all validated (ValueError)."""
 
@@ -165,7 +202,10 @@ class RequestOptions:
         policy: str | None = None,  # None: the engine's
         draft_limit: int = -1,  # -1: as the policy says; 0: off; n: at most n drafted tokens a round
         trace: bool = False,  # events carry a RoundRecord for every decode round
+        grammar: Grammar | None = None,  # verified by `exact` alone; the request works on a copy
     ) -> None: ...
+    @property
+    def draft_limit(self) -> int: ...
 
 class TokenLogprobs:
     @property
@@ -273,7 +313,11 @@ class EngineStats:
     @property
     def verify_ms(self) -> float: ...
     @property
+    def head_ms(self) -> float: ...
+    @property
     def inject_ms(self) -> float: ...
+    @property
+    def sample_ms(self) -> float: ...
     @property
     def host_ms(self) -> float: ...
 
@@ -283,6 +327,7 @@ class CostCurves(TypedDict):
     verify: list[tuple[int, float]]  # rows, each with logits
     prefill: list[tuple[int, float]]  # rows without logits
     draft: list[tuple[int, float]]  # blocks drafted in one pass
+    inject: list[tuple[int, float]]  # context rows written into the drafter's cache before a draft
     verify_ms_per_row_cell: float  # what attention adds per row and cell of the cache in use
     draft_ms_per_block_cell: float
 

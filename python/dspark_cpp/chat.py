@@ -406,8 +406,8 @@ def _park_reason(stats: _core.RequestStats) -> str:
     if stats.park_extra_ms <= 0:
         return f"no draft length pays beside a plain step of {stats.park_plain_ms:.3g} ms"
     return (
-        f"a draft is expected to bring {stats.park_tokens:.2f} tokens for {stats.park_extra_ms:.3g} ms more than a plain "
-        f"step of {stats.park_plain_ms:.3g} ms"
+        f"a draft is expected to bring {stats.park_tokens:.2f} tokens for {stats.park_extra_ms:.3g} ms "
+        f"more than a plain step of {stats.park_plain_ms:.3g} ms"
     )
 
 

@@ -10,17 +10,20 @@ import contextlib
 import io
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dspark_cpp.config import DemoConfig, EngineConfig, SamplingParams
 from dspark_cpp.errors import DSparkError
+from dspark_cpp.server import cli as server_cli
+from dspark_cpp.store_cli import register
 
 if TYPE_CHECKING:
     from dspark_cpp._core import BuildInfo
-    from dspark_cpp.chat import Chunk, RequestStats
+    from dspark_cpp.chat import Chunk, Message, RequestStats
     from dspark_cpp.llm import LLM
 
 __all__ = ["app", "main"]
@@ -40,6 +43,12 @@ _DEMO = DemoConfig()
 _CHAT_HELP = "/clear forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer."
 
 
+_FORWARDED: dict[str, Any] = {  # commands with a parser of their own, imported when they are called
+    "add_help_option": False,
+    "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True},
+}
+
+
 def main() -> None:
     """Run the command line: exit status 0, 1 after `error: ...`, 2 for wrong usage."""
     for stream in (sys.stdout, sys.stderr):
@@ -56,7 +65,8 @@ def main() -> None:
 
 @app.command()
 def run(
-    model: Annotated[str, typer.Argument(help="GGUF file of the target, or `demo` for the bundled pair.")],
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="Model of the store, GGUF file, or `demo` for the bundled pair.")],
     prompt: Annotated[str | None, typer.Argument(help="One question; without it, a chat (or standard input).")] = None,
     draft: Annotated[str | None, typer.Option("--draft", "-d", help="GGUF file of the drafter.")] = None,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
@@ -70,7 +80,7 @@ def run(
     seed: Annotated[int | None, typer.Option(help="Same seed, same text.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be repeated.")] = None,
     verification: Annotated[str, typer.Option(help="auto, exact, rejection, block.")] = _SAMPLING.verification,
-    policy: Annotated[str, typer.Option(help="auto, off, full, or drafted tokens a round.")] = str(_ENGINE.policy),
+    policy: Annotated[str, typer.Option(help="adaptive, off, full, fixed:n, threshold:p, ...")] = str(_ENGINE.policy),
     head: Annotated[str, typer.Option(help="candidates, full, graph.")] = _ENGINE.head,
     n_ctx: Annotated[int, typer.Option(help="Tokens of prompt and answer; 0: the model's.")] = _ENGINE.n_ctx,
     n_threads: Annotated[int, typer.Option(help="0: the engine's choice.")] = _ENGINE.n_threads,
@@ -79,6 +89,8 @@ def run(
     stats: Annotated[bool, typer.Option("--stats", help="Show the figures of speculation.")] = False,
 ) -> None:
     """Answer one question, or chat in the terminal."""
+    from dspark_cpp.store_run import resolve
+
     engine: dict[str, Any] = {
         "policy": int(policy) if policy.isdecimal() else policy,
         "head": head,
@@ -97,9 +109,14 @@ def run(
         "verification": verification,
     }
     SamplingParams(max_tokens=max_tokens or 1, **sampling)  # a bad option is told before a model is loaded
-    with _open_model(model, draft, engine) as llm:
+    found = resolve(model, draft, {name for name in context.params if _is_given(context, name)})
+    sampling.update(found.sampling)
+    engine.update(found.engine)
+    max_tokens = found.max_tokens if max_tokens is None else max_tokens
+    opening = found.opening if system is None else ({"role": "system", "content": system},)
+    with _open_model(found.target, found.draft, engine) as llm:
         params = SamplingParams(max_tokens=llm.n_ctx if max_tokens is None else max_tokens, **sampling)
-        session = _Session(llm, params, system=system, raw=raw, thinking=thinking, shows_stats=stats)
+        session = _Session(llm, params, opening=opening, raw=raw, thinking=thinking, shows_stats=stats)
         if prompt is None and not sys.stdin.isatty():
             prompt = sys.stdin.read()
         if prompt is None:
@@ -109,9 +126,21 @@ def run(
 
 
 @app.command()
-def info() -> None:
-    """Show what this build is and what it runs on."""
+def info(
+    target: Annotated[Path | None, typer.Argument(help="GGUF file of a target: what it takes of memory.")] = None,
+    draft: Annotated[Path | None, typer.Option("--draft", "-d", help="GGUF file of its drafter.")] = None,
+) -> None:
+    """Show what this build is and what it runs on, or what a target and its drafter take of memory."""
     from dspark_cpp._core import build_info, kernel_instruction_set, kernel_types
+
+    if target is not None:
+        from dspark_cpp.info import describe_memory
+
+        for name, value in describe_memory(target, draft).items():
+            typer.echo(f"{name:<15} {value}")
+        return
+    if draft is not None:
+        raise typer.BadParameter("--draft needs a target before it")
 
     build = build_info()
     rows = [
@@ -138,14 +167,42 @@ def demo(
     run_demo(DemoConfig(n_repeats=n_repeats, max_tokens=max_tokens))
 
 
-@app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(**_FORWARDED)
 def inspect(context: typer.Context) -> None:
     """Show what a target or drafter GGUF is, and whether two fit together."""
     from dspark_cpp.convert.cli import inspect_command
 
+    _forward(inspect_command, context.args, "dspark inspect")
+
+
+@app.command(**_FORWARDED)
+def bench(context: typer.Context) -> None:
+    """Measure plain decoding, every draft length and every policy in turns."""
+    from dspark_cpp.bench.cli import bench_command
+
+    _forward(bench_command, context.args, "dspark bench")
+
+
+@app.command(**_FORWARDED)
+def calibrate(context: typer.Context) -> None:
+    """Fit a drafter's confidence to a target, and measure it on held-out prompts."""
+    from dspark_cpp.calibrate_cli import calibrate_command
+
+    _forward(calibrate_command, context.args, "dspark calibrate")
+
+
+@app.command(**_FORWARDED)
+def profile(context: typer.Context) -> None:
+    """Show what a pass costs on this machine, where the cost jumps, and which draft length pays."""
+    from dspark_cpp.bench.profile_cli import profile_command
+
+    _forward(profile_command, context.args, "dspark profile")
+
+
+def _forward(function: Callable[..., None], arguments: list[str], name: str) -> None:
     command = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    command.command()(inspect_command)
-    command(context.args, prog_name="dspark inspect")
+    command.command()(function)
+    command(arguments, prog_name=name)
 
 
 def _open_model(model: str, draft: str | None, engine: dict[str, Any]) -> LLM:
@@ -157,16 +214,28 @@ def _open_model(model: str, draft: str | None, engine: dict[str, Any]) -> LLM:
     return LLM(model, draft, **engine)
 
 
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
+
+
 class _Session:
     """One terminal's conversation with a model."""
 
     def __init__(
-        self, llm: LLM, params: SamplingParams, *, system: str | None, raw: bool, thinking: bool, shows_stats: bool
+        self,
+        llm: LLM,
+        params: SamplingParams,
+        *,
+        opening: Sequence[Message],
+        raw: bool,
+        thinking: bool,
+        shows_stats: bool,
     ) -> None:
         self._llm = llm
         self._params = params
-        self._first = [] if system is None else [{"role": "system", "content": system}]
-        self._messages = list(self._first)
+        self._first = opening
+        self._messages = list(opening)
         self._raw = raw
         self._thinking = thinking
         self._shows_stats = shows_stats
@@ -257,6 +326,9 @@ def _warn_of_missing_backends(build: BuildInfo) -> None:
         text = f"WARNING: asked for when this was built, but not in it: {', '.join(missing)}"
         typer.secho(f"{bar}\n{text}\n{bar}", err=True, fg=typer.colors.RED, bold=True)
 
+
+server_cli.register(app)
+register(app)
 
 if __name__ == "__main__":
     main()

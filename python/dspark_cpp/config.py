@@ -6,18 +6,21 @@ knows no engine, no text, no thread.
 
 from __future__ import annotations
 
-import contextlib
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Literal, TypedDict, get_args
 
+from dspark_cpp.calibration import Calibration
+
 __all__ = [
+    "CalibrateConfig",
+    "CostSource",
     "CpuKernels",
     "DemoConfig",
     "DraftChoice",
-    "CostSource",
     "EngineConfig",
     "EngineOptions",
     "Head",
@@ -69,7 +72,7 @@ class SamplingParams:
     logit_bias : mapping of int to float, optional
         Token id to what is added to its logit.
     seed : int, optional
-        In [0, 2**64). Same seed, same text, whatever else runs beside it. None draws a fresh one for each request.
+        In [0, 2**64). Same seed, same text (see `verification`). None draws a fresh one for each request.
     stop : str or sequence of str
         The text ends before the first of these that appears in it.
     ignore_eos : bool
@@ -77,8 +80,9 @@ class SamplingParams:
     logprobs : int, optional
         None: none. 0: the log-probability of every token chosen. n: those of the n likeliest tokens too.
     verification : {"auto", "exact", "rejection", "block"}
-        How drafted tokens are checked; each leaves the distribution of the text as it is. "auto" is "exact" at
-        temperature 0 and "block" otherwise.
+        How drafted tokens are checked; each leaves the distribution of the text as it is. "auto" is "block", which
+        accepts most, but "exact" at temperature 0 and for a request with a seed: under the other two the text, not its
+        distribution, depends on how much was drafted, and so on the machine's speed.
     policy : str or int, optional
         How many drafted tokens a round are verified for this request; see `EngineConfig`. None is the engine's policy.
     draft : {"auto", "off"} or int
@@ -143,6 +147,13 @@ class SamplingParams:
         return tuple(self.stop)
 
     @property
+    def rule(self) -> Verification:
+        """`verification` with "auto" resolved."""
+        if self.verification != "auto":
+            return self.verification
+        return "exact" if self.temperature == 0 or self.seed is not None else "block"
+
+    @property
     def draft_limit(self) -> int:
         """`draft` as the engine takes it: -1 for its own policy, else the most drafted tokens a round."""
         return {"auto": -1, "off": 0}[self.draft] if isinstance(self.draft, str) else self.draft
@@ -173,14 +184,16 @@ class EngineConfig:
         Candidates per slot.
     policy : str or int
         How many drafted tokens a round are verified. "adaptive": what pays, from measured costs and calibrated
-        confidence, for every request and step, and no draft at all where none pays. "off". "fixed:n" or n; "full" is the
-        whole block. "threshold:p": up to the first token whose raw confidence is below p. "algorithm1": the paper's.
-        Each leaves the distribution of the text as it is.
+        confidence, for every request and step, and no draft at all where none pays. "off". "fixed:n" or n; "full" is
+        the whole block. "threshold:p": up to the first token whose raw confidence is below p. "algorithm1": the
+        paper's. Each leaves the distribution of the text as it is.
     objective : {"throughput", "latency"}
         What "adaptive" maximises: tokens per second of the whole engine, or each request's own speed.
     costs : {"auto", "measure", "none"}
-        Where "adaptive" and "algorithm1" learn what a pass costs on this machine: from the cache of measured costs, or at
-        load in at most 3 seconds; always at load; only while running.
+        Where "adaptive" and "algorithm1" learn what a pass costs on this machine: from the cache of measured costs, or
+        at load in at most 3 seconds; always at load; only while running.
+    calibration : path or Calibration, optional
+        What `dspark calibrate` fitted. None: the file beside the drafter, else what the drafter's own file holds.
     draft_window : int
         Newest tokens the drafter can see. Drafters are trained at 4096, and fall apart far beyond it.
     max_queue : int
@@ -216,6 +229,7 @@ class EngineConfig:
     policy: Policy = "adaptive"
     objective: Objective = "throughput"
     costs: CostSource = "auto"
+    calibration: str | os.PathLike[str] | Calibration | None = None
     draft_window: int = 4096
     max_queue: int = 512
     flash_attention: bool | None = None
@@ -236,6 +250,8 @@ class EngineConfig:
         _check_choice("objective", self.objective, get_args(Objective))
         _check_choice("costs", self.costs, get_args(CostSource))
         _store(self, "policy", _policy(self.policy))
+        if not isinstance(self.calibration, str | os.PathLike | Calibration | None):
+            raise TypeError(f"calibration must be a path or a Calibration, got {self.calibration!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -256,6 +272,45 @@ class DemoConfig:
     def __post_init__(self) -> None:
         _store(self, "n_repeats", _integer("n_repeats", self.n_repeats, 1, _INT_MAX))
         _store(self, "max_tokens", _integer("max_tokens", self.max_tokens, 2, _INT_MAX))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrateConfig:
+    """What a calibration measures, and for how long.
+
+    Parameters
+    ----------
+    rules : tuple of {"exact", "rejection", "block"}
+        Verification rules to calibrate at temperatures above 0. At 0 all accept the same tokens: "exact" stands for
+        them.
+    temperatures : tuple of float
+        Sampling temperatures.
+    n_tokens : int
+        Tokens to generate for each rule and temperature, half of them for the fit; fewer where the prompts run out
+        (at temperature 0 every prompt is answered once).
+    max_tokens : int
+        Most tokens per answer.
+    seed : int
+        Of the split of the prompts, and of the answers.
+    """
+
+    rules: tuple[str, ...] = ("exact", "rejection", "block")
+    temperatures: tuple[float, ...] = (0.0, 0.7, 1.0)
+    n_tokens: int = 8_000
+    max_tokens: int = 192
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for rule in self.rules:
+            _check_choice("rules", rule, ("exact", "rejection", "block"))
+        temperatures = tuple(_number("temperatures", one, 0.0, _FLOAT_MAX) for one in self.temperatures)
+        for name, values in (("rules", self.rules), ("temperatures", temperatures)):
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"{name} must hold different values, at least one, got {list(values)}")
+        _store(self, "temperatures", temperatures)
+        _store(self, "n_tokens", _integer("n_tokens", self.n_tokens, 1, _INT_MAX))
+        _store(self, "max_tokens", _integer("max_tokens", self.max_tokens, 2, _INT_MAX))
+        _store(self, "seed", _integer("seed", self.seed, 0, _INT_MAX))
 
 
 def params_per_prompt(params: object, n_prompts: int) -> list[SamplingParams]:
@@ -295,6 +350,7 @@ class EngineOptions(TypedDict, total=False):
     policy: Policy
     objective: Objective
     costs: CostSource
+    calibration: str | os.PathLike[str] | Calibration | None
     draft_window: int
     max_queue: int
     flash_attention: bool | None
@@ -366,7 +422,7 @@ def _count_or_choice(name: str, value: object, choices: Sequence[str]) -> str | 
 
 
 def _policy(value: object) -> str:
-    """The policy as the engine takes it: a number is a fixed length, "auto" the default."""
+    """Return the policy as the engine takes it: a number is a fixed length, "auto" the default."""
     if not isinstance(value, str):
         length = _integer("policy", value, 0, _INT_MAX)
         return f"fixed:{length}" if length else "off"
@@ -379,8 +435,11 @@ def _policy(value: object) -> str:
     if name == "fixed" and argument.isascii() and argument.isdecimal():
         return _policy(int(argument))
     if name == "threshold":
-        with contextlib.suppress(ValueError):
-            return f"threshold:{_number('policy threshold', float(argument), 0.0, 1.0):.17g}"
+        try:
+            threshold = float(argument)
+        except ValueError:
+            raise ValueError(f"policy must {rule}, got {value!r}") from None
+        return f"threshold:{_number('policy threshold', threshold, 0.0, 1.0)!r}"
     raise ValueError(f"policy must {rule}, got {value!r}")
 
 

@@ -5,13 +5,17 @@ raises these same classes, so a caller catches one tree.
 """
 
 __all__ = [
+    "BlobError",
     "ContextFullError",
     "DSparkError",
     "DecodeError",
     "EngineClosedError",
     "ModelLoadError",
     "ModelMismatchError",
+    "ModelNotFoundError",
+    "PullError",
     "QueueFullError",
+    "StoreError",
 ]
 
 
@@ -41,3 +45,19 @@ class DecodeError(DSparkError):
 
 class EngineClosedError(DSparkError):
     """The engine was used after `close`."""
+
+
+class StoreError(DSparkError):
+    """The store of models is damaged or cannot do what was asked."""
+
+
+class ModelNotFoundError(StoreError):
+    """No model of this name is in the store."""
+
+
+class BlobError(StoreError):
+    """A file of a model is missing, damaged or not the one it should be."""
+
+
+class PullError(StoreError):
+    """The hub cannot be reached or does not have what was asked for."""

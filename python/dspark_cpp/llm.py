@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, Unpack, overload
 
 from dspark_cpp import _core
+from dspark_cpp.calibration_files import find_calibration
 from dspark_cpp.chat import Chunk, Completion, Message, ReplyBuilder, render_chat, without_second_bos
 from dspark_cpp.config import EngineConfig, EngineOptions, SamplingParams, checked_text, params_per_prompt
 from dspark_cpp.cost_cache import prepare_costs
-from dspark_cpp.engine_loop import EngineLoop, RequestGroup
+from dspark_cpp.engine_loop import Deliver, EngineLoop, RequestGroup
 from dspark_cpp.errors import QueueFullError
 
 __all__ = ["LLM", "Prompt"]
@@ -49,9 +50,9 @@ class LLM:
 
     Parameters
     ----------
-    model : path
-        GGUF file of the target.
-    draft : path, optional
+    model : path or Model
+        GGUF file of the target, or a target that is loaded already: several engines may share one.
+    draft : path or Model, optional
         GGUF file of its drafter; None is plain decoding.
     **options
         The fields of `EngineConfig`: n_ctx, n_parallel, n_gpu_layers, n_threads, head, policy and more.
@@ -77,8 +78,8 @@ class LLM:
 
     def __init__(
         self,
-        model: str | os.PathLike[str],
-        draft: str | os.PathLike[str] | None = None,
+        model: str | os.PathLike[str] | _core.Model,
+        draft: str | os.PathLike[str] | _core.Model | None = None,
         **options: Unpack[EngineOptions],
     ) -> None:
         config = EngineConfig(**options)
@@ -130,9 +131,29 @@ class LLM:
         return self._drafter
 
     @property
+    def loop(self) -> EngineLoop:
+        """The thread that owns the engine, for callers that want events rather than text."""
+        return self._loop
+
+    @property
+    def stats(self) -> _core.EngineStats:
+        """Totals of the engine since it was made."""
+        return self._engine.stats
+
+    @property
+    def costs(self) -> _core.CostCurves:
+        """What passes cost on this machine, with what was learned since; waits for a running step."""
+        return self._engine.costs
+
+    @property
     def n_ctx(self) -> int:
         """Most tokens of one request, prompt and output together."""
         return self._n_ctx
+
+    @property
+    def engine(self) -> _core.Engine:
+        """The engine, for its figures; requests go through the methods here."""
+        return self._engine
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """Text to token ids.
@@ -279,6 +300,44 @@ class LLM:
         [completion] = self.generate(prompt, sampling_params)
         return completion
 
+    def submit(
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        deliver: Deliver,
+        *,
+        grammar: _core.Grammar | None = None,
+    ) -> int:
+        """Queue a request and have its events delivered: the form for servers, which wait for many at once.
+
+        Parameters
+        ----------
+        prompt : sequence of int
+            Token ids.
+        params : SamplingParams
+            Options; `stop` is the caller's business here, and without `seed` a fresh one is drawn.
+        deliver : callable
+            As for `EngineLoop.submit`.
+        grammar : Grammar, optional
+            What the text must obey.
+
+        Returns
+        -------
+        int
+            The request's id, for `cancel`.
+
+        Raises
+        ------
+        ValueError, ContextFullError, QueueFullError, EngineClosedError
+            As the engine finds.
+        """
+        seed = secrets.randbits(64) if params.seed is None else params.seed
+        return self._loop.submit(prompt, _request_options(params, seed, grammar), deliver)
+
+    def cancel(self, request_id: int) -> bool:
+        """End a request of `submit` within one step; its last event still comes. False if it has already ended."""
+        return self._loop.cancel(request_id)
+
     # ---- one call's requests ----
 
     def _prepare(self, prompt: Prompt, params: SamplingParams) -> _Work:
@@ -326,7 +385,9 @@ class LLM:
 
 
 def _load_models(
-    model: str | os.PathLike[str], draft: str | os.PathLike[str] | None, config: EngineConfig
+    model: str | os.PathLike[str] | _core.Model,
+    draft: str | os.PathLike[str] | _core.Model | None,
+    config: EngineConfig,
 ) -> tuple[_core.Model, _core.Model | None]:
     options: dict[str, Any] = {
         "n_gpu_layers": config.n_gpu_layers,
@@ -334,8 +395,10 @@ def _load_models(
         "check_tensors": config.check_tensors,
         "use_kernels": config.cpu_kernels == "auto",
     }
-    target = _core.Model.load_target(os.fspath(model), **options)
-    return target, None if draft is None else _core.Model.load_drafter(os.fspath(draft), target, **options)
+    target = model if isinstance(model, _core.Model) else _core.Model.load_target(os.fspath(model), **options)
+    if draft is None or isinstance(draft, _core.Model):
+        return target, draft
+    return target, _core.Model.load_drafter(os.fspath(draft), target, **options)
 
 
 def _make_engine(
@@ -357,6 +420,7 @@ def _make_engine(
         n_candidates=config.n_candidates,
         policy=str(config.policy),
         objective=config.objective,
+        calibration=_calibration(target, drafter, config),
         draft_window=config.draft_window,
         max_queue=config.max_queue,
         flash_attention=config.flash_attention,
@@ -364,7 +428,17 @@ def _make_engine(
     )
 
 
-def _request_options(params: SamplingParams, seed: int) -> _core.RequestOptions:
+def _calibration(
+    target: _core.Model, drafter: _core.Model | None, config: EngineConfig
+) -> list[tuple[str, float, tuple[float, ...], tuple[float, ...]]]:
+    if drafter is None:
+        return []
+    block_size = drafter.drafter_info.block_size
+    found = find_calibration(drafter.path, block_size, target=target.path, calibration=config.calibration)
+    return [(entry.rule, entry.temperature, entry.sts, entry.acceptance) for entry in found.entries] if found else []
+
+
+def _request_options(params: SamplingParams, seed: int, grammar: _core.Grammar | None = None) -> _core.RequestOptions:
     return _core.RequestOptions(
         max_tokens=params.max_tokens,
         temperature=params.temperature,
@@ -378,9 +452,10 @@ def _request_options(params: SamplingParams, seed: int) -> _core.RequestOptions:
         seed=seed,
         ignore_eos=params.ignore_eos,
         n_logprobs=-1 if params.logprobs is None else params.logprobs,
-        verification=params.verification,
+        verification=params.rule if grammar is None else params.verification,  # a grammar goes with "exact" alone
         policy=None if params.policy is None else str(params.policy),
         draft_limit=params.draft_limit,
+        grammar=grammar,
     )
 
 

@@ -38,13 +38,22 @@ def convert_command(
         bool, typer.Option("--own-embeddings", help="Write embedding and output head too, not borrowing the target's.")
     ] = False,
     name: Annotated[str, typer.Option("--name", help="Model name inside the file.")] = "",
+    draft_vocab: Annotated[
+        int, typer.Option("--draft-vocab", metavar="N", help="Propose N tokens only: faster drafts; 0: all.")
+    ] = 0,
+    corpus: Annotated[
+        Path | None,
+        typer.Option("--corpus", help="Text (or .jsonl with `text`) whose most frequent tokens the N are."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything and show the plan; write nothing.")
     ] = False,
 ) -> None:
     """Convert a DSpark drafter checkpoint to one GGUF file that dspark-cpp and llama.cpp read."""
     path = output or Path(f"{Path(checkpoint).name}-{outtype}.gguf")
-    options = ConvertOptions(checkpoint, target, path, outtype.lower(), own_embeddings, dry_run, name)
+    options = ConvertOptions(
+        checkpoint, target, path, outtype.lower(), own_embeddings, dry_run, name, draft_vocab, corpus
+    )
     with report_errors():
         report = _convert_with_bar(options)
         _print_report(report, dry_run)

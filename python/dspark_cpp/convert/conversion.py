@@ -12,7 +12,8 @@ import numpy as np
 from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
-from dspark_cpp.convert.checkpoint import Checkpoint, TensorSource, open_checkpoint
+from dspark_cpp.convert.checkpoint import Checkpoint, SafeTensor, TensorSource, open_checkpoint
+from dspark_cpp.convert.draft_vocab import DraftVocab, SelectedRows, read_draft_vocab
 from dspark_cpp.convert.drafter_config import DrafterConfig
 from dspark_cpp.convert.gguf_file import GGUFFile, count_elements
 from dspark_cpp.convert.gguf_writer import (
@@ -55,6 +56,10 @@ class ConvertOptions:
         Check everything and plan, but write nothing.
     name
         Value of `general.name`; the checkpoint's directory name when empty.
+    draft_vocab
+        Tokens that the drafter proposes; 0: as the checkpoint has it. See `choose_draft_vocab`.
+    corpus
+        Text to choose them by, see `read_draft_vocab`.
     """
 
     checkpoint: str | Path
@@ -64,6 +69,8 @@ class ConvertOptions:
     own_embeddings: bool = False
     is_dry_run: bool = False
     name: str = ""
+    draft_vocab: int = 0
+    corpus: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,18 +117,29 @@ def convert(options: ConvertOptions, progress: Fraction = lambda name, fraction:
     _check_tensors(checkpoint)
     target = read_target(GGUFFile(options.target))
     _check_match(target, checkpoint.config, options)
-    plans = _plan_tensors(checkpoint, target, options, out_type)
+    vocab = _choose_vocab(checkpoint.config, options)
+    config = checkpoint.config if vocab is None else replace(checkpoint.config, draft_vocab_size=vocab.ids.size)
+    plans = _plan_tensors(_Drafter(checkpoint, config, vocab), target, options, out_type)
     meter = _Meter(plans, 1 if options.is_dry_run else 3, progress)
     plans = _settle_types(plans, out_type, meter)
-    notes = _list_notes(checkpoint, target, options)
+    notes = _list_notes(checkpoint, target, options) + ([] if vocab is None else [vocab.describe()])
     if options.is_dry_run and out_type.quantizer:
         notes.append("llama.cpp chooses the type of each matrix in this mix: types and sizes are estimates")
     if options.is_dry_run:
         return ConvertReport(options.output, [_foresee(plan) for plan in plans], _sum_bytes(plans), notes)
     name = options.name or checkpoint.path.resolve().name
-    values = encode_metadata(checkpoint.config, name, out_type.file_type, target)
+    values = encode_metadata(config, name, out_type.file_type, target)
     reports = _write_and_verify(options.output, _Contents(values, plans, out_type), meter)
     return ConvertReport(options.output, reports, options.output.stat().st_size, notes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Drafter:
+    """A checkpoint, and the config of the file it becomes: with `vocab`, one of a smaller draft vocabulary."""
+
+    checkpoint: Checkpoint
+    config: DrafterConfig
+    vocab: DraftVocab | None
 
 
 class _Meter:
@@ -146,7 +164,26 @@ def _check_options(options: ConvertOptions) -> OutType:
     is_inside = output.parent == source and output.suffix in (".safetensors", ".json")
     if output in (options.target.resolve(), source) or is_inside:
         raise ValueError(f"output must not be the target or part of the checkpoint, got {options.output}")
+    if options.draft_vocab < 0:
+        raise ValueError(f"draft_vocab must be at least 0, got {options.draft_vocab}")
+    if options.corpus is not None and not options.draft_vocab:
+        raise ValueError("corpus must be given together with draft_vocab, got it alone")
     return OUT_TYPES[options.outtype]
+
+
+def _choose_vocab(config: DrafterConfig, options: ConvertOptions) -> DraftVocab | None:
+    if not options.draft_vocab:
+        return None
+    if config.has_reduced_vocab:
+        raise ValueError(
+            f"draft_vocab must be 0 for a checkpoint with a reduced vocabulary of its own, got {options.draft_vocab}"
+        )
+    if options.draft_vocab >= config.vocab_size:
+        raise ValueError(
+            f"draft_vocab must be below the vocabulary size {config.vocab_size}, got {options.draft_vocab}"
+        )
+    vocab = read_draft_vocab(options.target, options.draft_vocab, options.corpus)
+    return vocab if vocab.ids.size < config.vocab_size else None
 
 
 def _check_tensors(checkpoint: Checkpoint) -> None:
@@ -162,18 +199,33 @@ def _check_match(target: TargetInfo, config: DrafterConfig, options: ConvertOpti
 
 
 def _plan_tensors(
-    checkpoint: Checkpoint, target: TargetInfo, options: ConvertOptions, out_type: OutType
+    drafter: _Drafter, target: TargetInfo, options: ConvertOptions, out_type: OutType
 ) -> list[TensorPlan]:
     plans = []
-    for tensor in list_expected(checkpoint.config):
+    for tensor in list_expected(drafter.config):
         if tensor.is_optional and not options.own_embeddings:
             continue
-        source, note = _find_source(tensor, checkpoint, target)
-        plan = TensorPlan(tensor.gguf, tensor.shape, tensor.role, source, out_type.type, note)
         if tensor.role == "map":
-            plan = replace(plan, integers=_read_map(checkpoint))
-        plans.append(plan)
+            plans.append(_plan_map(tensor, drafter))
+            continue
+        source, note = _find_rows(tensor, drafter, target)
+        plans.append(TensorPlan(tensor.gguf, tensor.shape, tensor.role, source, out_type.type, note))
     return plans
+
+
+def _plan_map(tensor: ExpectedTensor, drafter: _Drafter) -> TensorPlan:
+    ids = _read_map(drafter.checkpoint) if drafter.vocab is None else drafter.vocab.ids
+    source = SafeTensor((ids.size,), "I64", ids)
+    return TensorPlan(tensor.gguf, tensor.shape, tensor.role, source, GGMLQuantizationType.I64, integers=ids)
+
+
+def _find_rows(tensor: ExpectedTensor, drafter: _Drafter, target: TargetInfo) -> tuple[TensorSource, str]:
+    """Return a tensor's rows: of what has a row per drafted token, those of the chosen tokens."""
+    if drafter.vocab is None or tensor.gguf not in ("output.weight", "markov_w2.weight"):
+        return _find_source(tensor, drafter.checkpoint, target)
+    whole = replace(tensor, shape=(drafter.config.vocab_size, *tensor.shape[1:]))
+    source, note = _find_source(whole, drafter.checkpoint, target)
+    return SelectedRows(source, drafter.vocab.ids), note
 
 
 def _find_source(tensor: ExpectedTensor, checkpoint: Checkpoint, target: TargetInfo) -> tuple[TensorSource, str]:

@@ -1,0 +1,299 @@
+"""Runs cells: every way of decoding once per repetition, in an order that rotates, within one process.
+
+Owns: opening engines, clocks. One engine is open at a time, because the thread teams of two make each other sleep;
+models stay loaded. A run's speed is taken from the moment that all its streams have their first token, so prefill is
+not in it; a run of several waves adds up their windows.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from dspark_cpp import _core
+from dspark_cpp.bench.cases import PLAIN, Cell, Workload, request_options
+from dspark_cpp.config import EngineOptions
+from dspark_cpp.engine_loop import EngineLoop, RequestGroup
+from dspark_cpp.errors import DSparkError
+from dspark_cpp.llm import LLM
+
+__all__ = ["PARTS", "Pair", "Plan", "Run", "Stream", "answer_wave", "measure"]
+
+_N_WARM_UP = 12
+PARTS = ("draft", "head", "verify", "inject", "sample", "host")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How much is measured.
+
+    Attributes
+    ----------
+    n_tokens
+        Tokens of every answer.
+    n_prompts
+        Fewest answers of a run; a run has at least as many as streams.
+    n_repeats
+        Times that every way takes its turn.
+    ignores_end
+        Go on after an end-of-text token: for random weights, which have no ends.
+    budget_s
+        No repetition but the first begins later than this.
+    """
+
+    n_tokens: int
+    n_prompts: int
+    n_repeats: int
+    budget_s: float
+    ignores_end: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One way of decoding in one cell, once.
+
+    Attributes
+    ----------
+    n_tokens, seconds
+        Tokens after the last stream's first one, and the time they took.
+    user_speed
+        Tokens per second of one stream after its own first token, mean over streams.
+    first_token_ms
+        From submission to a stream's first token, mean over streams.
+    steps_ms
+        Engine time by part of a step, all steps of the run.
+    loop_ms
+        Time of the run outside the engine: Python, queues.
+    """
+
+    cell: Cell
+    way: str
+    repeat: int
+    n_tokens: int
+    seconds: float
+    user_speed: float
+    first_token_ms: float
+    counts: dict[str, int]
+    scheduled_per_position: list[int]
+    accepted_per_position: list[int]
+    steps_ms: dict[str, float]
+    loop_ms: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Throughput of all streams together."""
+        return self.n_tokens / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def accepted_length(self) -> float:
+        """Tokens per round and stream, the target's own included."""
+        return self.counts["n_committed"] / max(self.counts["n_rounds"], 1)
+
+    @property
+    def scheduled_length(self) -> float:
+        """Drafted tokens verified per round and stream."""
+        return self.counts["n_scheduled"] / max(self.counts["n_rounds"], 1)
+
+
+class Pair:
+    """The two models, loaded once, and engines of them, one at a time.
+
+    Parameters
+    ----------
+    target, draft
+        GGUF files.
+    synthetic
+        Accept events to draw in place of verification.
+    **options
+        Fields of `EngineConfig`.
+    """
+
+    def __init__(
+        self, target: str, draft: str, synthetic: _core.SyntheticAcceptance | None = None, **options: Any
+    ) -> None:
+        loading: dict[str, Any] = {"n_gpu_layers": options.get("n_gpu_layers", -1)}
+        self.target = _core.Model.load_target(target, **loading)
+        self.drafter = _core.Model.load_drafter(draft, self.target, **loading)
+        self._options: EngineOptions = options  # type: ignore[assignment]
+        self._llm = type("SyntheticLLM", (LLM,), {"_synthetic_acceptance": synthetic}) if synthetic else LLM
+
+    @property
+    def block_size(self) -> int:
+        """Drafted tokens of a block."""
+        return self.drafter.drafter_info.block_size
+
+    @contextmanager
+    def open(self, *, is_plain: bool, n_streams: int, n_ctx: int) -> Iterator[LLM]:
+        """Open an engine, with or without the drafter."""
+        drafter = None if is_plain else self.drafter
+        llm = self._llm(self.target, drafter, **(self._options | {"n_parallel": n_streams, "n_ctx": n_ctx}))
+        with llm:
+            yield llm
+
+
+@dataclass(slots=True)
+class Stream:
+    """One request as its caller sees it."""
+
+    submitted: float
+    first: float = 0.0
+    last: float = 0.0
+    arrivals: list[tuple[float, int]] = field(default_factory=list)
+    stats: _core.RequestStats | None = None
+
+    def feed(self, event: _core.Event, now: float) -> None:
+        """Take in an event that arrived at a time."""
+        if event.finish_reason == "error":
+            raise DSparkError(f"cannot measure: {event.error}")
+        if event.tokens:
+            self.first = self.first or now
+            self.last = now
+            self.arrivals.append((now, len(event.tokens)))
+        self.stats = event.stats or self.stats
+
+    @property
+    def speed(self) -> float:
+        """Tokens per second after the first token; 0 for an answer without text."""
+        if not self.arrivals:
+            return 0.0
+        n_after_first = sum(n for at, n in self.arrivals) - self.arrivals[0][1]
+        return n_after_first / max(self.last - self.first, 1e-9)
+
+
+def measure(
+    pair: Pair,
+    workload: Workload,
+    cells: Sequence[Cell],
+    ways: Sequence[str],
+    plan: Plan,
+    advance: Callable[[str], None] = lambda label: None,
+) -> Iterator[list[Run]]:
+    """Measure cell after cell.
+
+    Parameters
+    ----------
+    pair
+        The models.
+    workload
+        Prompts by domain.
+    cells
+        Where to measure.
+    ways
+        `PLAIN` and policies; all take their turn in every repetition.
+    plan
+        How much.
+    advance
+        Called with a label after every run.
+
+    Yields
+    ------
+    list of Run
+        All runs of one cell.
+    """
+    deadline = time.perf_counter() + plan.budget_s
+    for cell in cells:
+        runs: list[Run] = []
+        for repeat in range(plan.n_repeats):
+            if repeat > 0 and time.perf_counter() > deadline:
+                break
+            turns = [*ways[repeat % len(ways) :], *ways[: repeat % len(ways)]]
+            for is_plain, together in _by_engine(turns):
+                n_ctx = workload.longest + plan.n_tokens + pair.block_size + 1
+                with pair.open(is_plain=is_plain, n_streams=cell.n_streams, n_ctx=n_ctx) as llm:
+                    _warm_up(llm, workload, cell, together[0])
+                    for way in together:
+                        runs.append(_run(llm, workload, cell, way, plan, repeat))
+                        advance(f"{cell.label}: {way}")
+        yield runs
+
+
+def _by_engine(turns: Sequence[str]) -> list[tuple[bool, list[str]]]:
+    """Group neighbouring ways that one engine can serve."""
+    groups: list[tuple[bool, list[str]]] = []
+    for way in turns:
+        if not groups or groups[-1][0] != (way == PLAIN):
+            groups.append((way == PLAIN, []))
+        groups[-1][1].append(way)
+    return groups
+
+
+def _warm_up(llm: LLM, workload: Workload, cell: Cell, way: str) -> None:
+    prompts = [(domain, prompt[-32:]) for domain, prompt in workload.take(cell.domain, cell.n_streams)]
+    answer_wave(llm.loop, prompts, [request_options(way, cell.temperature, _N_WARM_UP, 0)] * len(prompts))
+
+
+def _run(llm: LLM, workload: Workload, cell: Cell, way: str, plan: Plan, repeat: int) -> Run:
+    n_answers = max(plan.n_prompts, cell.n_streams)
+    n_waves = -(-n_answers // cell.n_streams)
+    before, began = llm.stats, time.perf_counter()
+    waves = []
+    for wave in range(n_waves):
+        first = wave * cell.n_streams
+        prompts = workload.take(cell.domain, cell.n_streams, first)
+        seeds = [workload.seed(domain, repeat * 1000 + first + i) for i, (domain, _) in enumerate(prompts)]
+        options = [
+            request_options(way, cell.temperature, plan.n_tokens, seed, ignores_end=plan.ignores_end) for seed in seeds
+        ]
+        waves.append(answer_wave(llm.loop, prompts, options))
+    elapsed_ms = 1000 * (time.perf_counter() - began)
+    return _as_run(cell, way, repeat, waves, _difference(before, llm.stats), elapsed_ms)
+
+
+def answer_wave(
+    loop: EngineLoop, prompts: Sequence[tuple[str, Sequence[int]]], options: Sequence[_core.RequestOptions]
+) -> list[Stream]:
+    """Answer prompts, given with their domains, side by side; returns one stream per prompt, in their order.
+
+    Raises
+    ------
+    DSparkError
+        If an answer ends with an error.
+    """
+    streams: dict[int, Stream] = {}
+    with RequestGroup(loop) as group:
+        for (_, prompt), one in zip(prompts, options, strict=True):
+            now = time.perf_counter()
+            streams[group.submit(prompt, one)] = Stream(now)
+        while group.n_open:
+            event = group.next_event()
+            streams[event.request_id].feed(event, time.perf_counter())
+    return list(streams.values())
+
+
+def _difference(before: _core.EngineStats, after: _core.EngineStats) -> dict[str, float]:
+    names = ["n_steps", *(f"{part}_ms" for part in PARTS)]
+    parts = {name.removesuffix("_ms"): getattr(after, name) - getattr(before, name) for name in names}
+    # The engine counts the head in draft and sampling in host; here the parts add up.
+    return parts | {"draft": parts["draft"] - parts["head"], "host": parts["host"] - parts["sample"]}
+
+
+def _as_run(
+    cell: Cell, way: str, repeat: int, waves: Sequence[Sequence[Stream]], steps: dict[str, float], elapsed_ms: float
+) -> Run:
+    windows = [(max(s.first for s in wave), max(s.last for s in wave)) for wave in waves]
+    n_tokens = sum(
+        n for wave, (begin, _) in zip(waves, windows, strict=True) for s in wave for at, n in s.arrivals if at > begin
+    )
+    streams = [stream for wave in waves for stream in wave]
+    speeds = [stream.speed for stream in streams if stream.arrivals]
+    stats = [stream.stats for stream in streams if stream.stats is not None]
+    names = ("n_prompt", "n_rounds", "n_drafted", "n_scheduled", "n_accepted", "n_committed")
+    counts = {name: sum(getattr(one, name) for one in stats) for name in names} | {"n_steps": int(steps["n_steps"])}
+    steps_ms = {name: steps[name] for name in PARTS}
+    return Run(
+        cell,
+        way,
+        repeat,
+        n_tokens,
+        sum(end - begin for begin, end in windows),
+        sum(speeds) / max(len(speeds), 1),
+        1000 * sum(s.first - s.submitted for s in streams if s.arrivals) / max(len(speeds), 1),
+        counts,
+        [sum(column) for column in zip(*(one.scheduled_per_position for one in stats), strict=True)],
+        [sum(column) for column in zip(*(one.accepted_per_position for one in stats), strict=True)],
+        steps_ms,
+        elapsed_ms - sum(steps_ms.values()),
+    )
