@@ -89,6 +89,7 @@ class Model {
     [[nodiscard]] std::string architecture() const;
     [[nodiscard]] std::string description() const;
     [[nodiscard]] uint64_t size_bytes() const;
+    [[nodiscard]] bool uses_kernels() const; // our products on the CPU
     [[nodiscard]] uint64_t n_params() const;
     [[nodiscard]] int32_t n_vocab() const;
     [[nodiscard]] int32_t n_embd() const;

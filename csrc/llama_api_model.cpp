@@ -80,6 +80,7 @@ std::string Model::output_device() const {
 
 const std::string& Model::path() const { return impl_->path; }
 std::string Model::architecture() const { return llm_arch_name(impl_->model->arch); }
+bool Model::uses_kernels() const { return impl_->use_kernels && kernels::instruction_set() != "none"; }
 uint64_t Model::size_bytes() const { return llama_model_size(impl_->model); }
 uint64_t Model::n_params() const { return llama_model_n_params(impl_->model); }
 int32_t Model::n_vocab() const { return llama_vocab_n_tokens(impl_->vocab); }

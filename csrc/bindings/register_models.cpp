@@ -120,6 +120,7 @@ void register_models(py::module_& module) {
         .def_property_readonly("architecture", &Model::architecture)
         .def_property_readonly("description", &Model::description)
         .def_property_readonly("size_bytes", &Model::size_bytes)
+        .def_property_readonly("uses_kernels", &Model::uses_kernels)
         .def_property_readonly("n_params", &Model::n_params)
         .def_property_readonly("n_vocab", &Model::n_vocab)
         .def_property_readonly("n_embd", &Model::n_embd)
