@@ -53,4 +53,5 @@ PYBIND11_MODULE(_core, module) {
     register_graph_head(module);
     register_math(module);
     register_scheduler(module);
+    register_kernels(module);
 }

@@ -55,6 +55,7 @@ class CostCache:
             "target": _identity(target),
             "drafter": None if drafter is None else _identity(drafter),
             "settings": dict(settings),
+            "kernels": [target.uses_kernels, _core.kernel_instruction_set(), _core.kernel_types()],
         }
         digest = hashlib.sha256(json.dumps(self._key, sort_keys=True).encode()).hexdigest()
         self._path = cache_folder() / "costs" / f"{digest[:32]}.json"
