@@ -37,6 +37,9 @@ class Measurement {
 
   private:
     void measure() {
+        if (drafter_ != nullptr) {
+            drafter_->begin_recording();
+        }
         fill_sequences(1);
         (void)time_rows(1, true); // buffers and caches warm
         const double budget = options_.budget_ms;
@@ -163,12 +166,40 @@ class Measurement {
         return milliseconds_since(begin);
     }
 
+    // A draft first injects what waits.
+    void measure_injection(double end_ms) {
+        (void)time_draft(1);
+        for (const int32_t n : {1, 2, 4, 8, 32, 128}) {
+            if (end_ + n >= options_.n_cells || n > options_.n_batch || (n > 1 && elapsed_ms() > end_ms)) {
+                return;
+            }
+            std::array<double, 3> samples{};
+            for (double& ms : samples) {
+                rows_.clear();
+                add_rows(0, end_, n, false);
+                (void)decode_and_inject();
+                end_ += n;
+                (void)drafter_->take_times();
+                (void)time_draft(1);
+                ms = drafter_->take_times().inject_ms;
+                if (end_ + n >= options_.n_cells || elapsed_ms() > end_ms) {
+                    return;
+                }
+            }
+            std::sort(samples.begin(), samples.end());
+            curves_.inject.emplace_back(n, samples[1]);
+        }
+    }
+
     // Small sizes in place; then chunks of growing size, each behind the last: the cache fills for measure_context.
     void measure_prefill(double end_ms) {
         std::vector<int32_t> sizes{1, 2, 4, 8};
         std::erase_if(sizes, [&](int32_t n) { return n > options_.n_batch; });
         fill_sequences(1);
         curves_.prefill = sweep(sizes, end_ms, [&](int32_t n) { return time_rows(n, false); });
+        if (drafter_ != nullptr) {
+            measure_injection(end_ms);
+        }
         double last_ms = curves_.prefill.back().second;
         for (int32_t n = 16; n <= options_.n_batch; n *= 2) {
             if (end_ + n >= options_.n_cells || elapsed_ms() + 2 * last_ms > end_ms) {

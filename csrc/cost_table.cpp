@@ -15,8 +15,8 @@ constexpr int32_t kLoadWeight = 3;     // samples that the value from load count
 } // namespace
 
 void CostCurves::validate() const {
-    for (const auto& [name, points] :
-         {std::pair("verify", &verify), std::pair("prefill", &prefill), std::pair("draft", &draft)}) {
+    for (const auto& [name, points] : {std::pair("verify", &verify), std::pair("prefill", &prefill),
+                                       std::pair("draft", &draft), std::pair("inject", &inject)}) {
         int32_t last = 0;
         for (const auto& [size, ms] : *points) {
             if (size <= last || !std::isfinite(ms) || ms < 0) {
@@ -163,7 +163,7 @@ void ContextCost::observe(int32_t size, int32_t n_cells, double ms) {
 CostTable::CostTable(const CostCurves& measured)
     : verify_(measured.verify, measured.verify_ms_per_row_cell),
       prefill_(measured.prefill, measured.verify_ms_per_row_cell),
-      draft_(measured.draft, measured.draft_ms_per_block_cell) {}
+      draft_(measured.draft, measured.draft_ms_per_block_cell), inject_(measured.inject) {}
 
 double CostTable::undisturbed_verify_ms(const PassShape& pass) const {
     if (pass.n_prefill_rows == 0) {
@@ -195,7 +195,9 @@ void CostTable::observe_verify(const PassShape& pass, double ms) {
     learn_held();
 }
 
-// A draft says nothing on the machine's speed: it may have injected many rows or few before.
+double CostTable::inject_ms(int32_t n_rows) const { return inject_.at(n_rows) * slowdown(); }
+
+// Only target passes tell the machine's speed: one clock for all.
 void CostTable::observe_draft(int32_t n_blocks, int32_t n_cells, double ms) {
     held_.push_back({{0, 0, n_cells}, n_blocks, ms, n_passes_});
 }
@@ -215,8 +217,22 @@ void CostTable::learn_held() {
     }
 }
 
+// Row counts of long waits differ from draft to draft: kept by powers of two, or every count would be a size of its
+// own.
+void CostTable::observe_inject(int32_t n_rows, double ms) {
+    int32_t size = n_rows;
+    if (n_rows > 16) {
+        for (size = 16; 2 * size <= n_rows;) {
+            size *= 2;
+        }
+        ms *= static_cast<double>(size) / n_rows;
+    }
+    inject_.observe(size, ms / slowdown());
+}
+
 CostCurves CostTable::curves() const {
-    return {verify_.points(), prefill_.points(), draft_.points(), verify_.slope_ms(), draft_.slope_ms()};
+    return {verify_.points(), prefill_.points(),  draft_.points(),
+            inject_.points(), verify_.slope_ms(), draft_.slope_ms()};
 }
 
 } // namespace dspark

@@ -28,6 +28,7 @@ struct CostCurves {
     CostPoints verify;                 // rows, each with logits
     CostPoints prefill;                // rows without logits
     CostPoints draft;                  // blocks drafted in one pass, sequential head included
+    CostPoints inject;                 // context rows written into the drafter's cache before a draft
     double verify_ms_per_row_cell = 0; // what attention adds, per row and cell in use
     double draft_ms_per_block_cell = 0;
 
@@ -108,9 +109,11 @@ class CostTable {
 
     [[nodiscard]] double verify_ms(const PassShape& pass) const;
     [[nodiscard]] double draft_ms(int32_t n_blocks, int32_t n_cells) const;
+    [[nodiscard]] double inject_ms(int32_t n_rows) const;
 
     void observe_verify(const PassShape& pass, double ms);
     void observe_draft(int32_t n_blocks, int32_t n_cells, double ms);
+    void observe_inject(int32_t n_rows, double ms);
 
     // The curves with what was learned, at the speed of load time.
     [[nodiscard]] CostCurves curves() const;
@@ -132,6 +135,7 @@ class CostTable {
     ContextCost verify_;
     ContextCost prefill_;
     ContextCost draft_;
+    CostCurve inject_;
     MedianRing slowdown_;
     std::deque<Timed> held_;
     int64_t n_passes_ = 0;

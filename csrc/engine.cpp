@@ -248,9 +248,11 @@ void Engine::propose() {
         }
         const RequestOptions& options = lane.request->options;
         Proposal proposal;
-        proposal.key = {lane.request->id, options.rule(), options.sampling.is_greedy() ? 0.0 : options.sampling.temperature};
+        proposal.key = {lane.request->id, options.rule(),
+                        options.sampling.is_greedy() ? 0.0 : options.sampling.temperature};
         proposal.policy = policy_of(*lane.request);
         proposal.most = lane.most;
+        proposal.n_waiting = drafter_ ? drafter_->n_waiting(lane.request->sequence) : 0;
         proposal.is_free = options.rule() == Verification::exact;
         lane.proposal = proposals_.size();
         proposals_.push_back(proposal);
@@ -285,12 +287,16 @@ void Engine::draft() {
         Request& request = *lane.request;
         lane.draft = tasks_.size();
         tasks_.push_back({request.id, request.sequence, request.tokens.back(), request.anchor_position(),
-                          draft_truncation(request.options), request.random,
-                          &request.options.sampling, &request.counts});
+                          draft_truncation(request.options), request.random, &request.options.sampling,
+                          &request.counts});
     }
     n_drafting_ = static_cast<int32_t>(tasks_.size());
     if (tasks_.empty()) {
         return;
+    }
+    int32_t n_waiting = 0;
+    for (const DraftTask& task : tasks_) {
+        n_waiting += drafter_->n_waiting(task.sequence);
     }
     const auto begin = Clock::now();
     drafts_.resize(std::max(drafts_.size(), tasks_.size()));
@@ -300,6 +306,9 @@ void Engine::draft() {
     }
     const DrafterTimes times = drafter_->take_times();
     step_.inject_ms = times.inject_ms;
+    if (n_waiting > 0) {
+        scheduler_->observe_injection(n_waiting, times.inject_ms);
+    }
     step_.head_ms = times.head_ms;
     step_.draft_ms = milliseconds_since(begin) - times.inject_ms;
 }

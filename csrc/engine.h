@@ -4,6 +4,7 @@
 #pragma once
 
 #include "drafter.h"
+#include "masked_sampling.h"
 #include "request.h"
 #include "scheduler.h"
 #include "synthetic_acceptance.h"
@@ -89,8 +90,8 @@ class Engine {
     [[nodiscard]] std::vector<CachePosition> cache_positions() const; // between steps
     [[nodiscard]] const EngineOptions& options() const { return options_; }
 
-    // Times passes of all sizes the engine can reach, for at most budget_ms, and gives them to the scheduler. Only while
-    // nothing runs. Throws DSparkError otherwise, EngineClosedError.
+    // Times passes of all sizes the engine can reach, for at most budget_ms, and gives them to the scheduler. Only
+    // while nothing runs. Throws DSparkError otherwise, EngineClosedError.
     CostCurves measure_costs(double budget_ms);
     // The curves with what was learned since; waits for a running step.
     [[nodiscard]] CostCurves costs() const;
@@ -131,6 +132,7 @@ class Engine {
     void commit_round(Lane& lane);
     void record_decision(const Lane& lane);
     [[nodiscard]] VerifyResult decide(const Lane& lane);
+    [[nodiscard]] int32_t masked_token(const Lane& lane, int32_t row);
     void set_synthetic_confidences();
     [[nodiscard]] VerifyResult decide_synthetically(const Lane& lane);
     [[nodiscard]] int32_t accepted_until_end(const Lane& lane, int32_t n_accepted) const;
@@ -182,6 +184,7 @@ class Engine {
     double pause_ms_ = 0;                            // between the last step and this one, the caller's work
     int32_t n_pushed_ = 0; // drafted tokens pushed into the counts of the lane under verification
     DistributionBuilder builder_;
+    MaskedSampler masked_sampler_;
     EngineStats step_;  // figures of this step alone
     EngineStats stats_; // totals, guarded by inbox_mutex_
 };

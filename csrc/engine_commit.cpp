@@ -128,7 +128,9 @@ VerifyResult Engine::decide(const Lane& lane) {
         n > 0 ? std::span<const int32_t>(drafts_[lane.draft].tokens).first(n) : std::span<const int32_t>();
     n_pushed_ = 0;
     VerifyResult result;
-    if (rule == Verification::exact && request.options.sampling.is_greedy()) {
+    if (request.mask) {
+        result = verify_exact(tokens, [&](int32_t row) { return masked_token(lane, row); });
+    } else if (rule == Verification::exact && request.options.sampling.is_greedy()) {
         result = verify_exact(tokens, [&](int32_t row) {
             push_drafted(lane, row);
             return builder_.argmax_token(target_->logits(lane.first_row + row), request.options.sampling,
@@ -149,6 +151,16 @@ VerifyResult Engine::decide(const Lane& lane) {
     return result;
 }
 
+int32_t Engine::masked_token(const Lane& lane, int32_t row) {
+    push_drafted(lane, row);
+    const Request& request = *lane.request;
+    const auto position = static_cast<uint64_t>(request.anchor_position() + 1 + row);
+    return masked_sampler_.draw({target_->logits(lane.first_row + row), &request.options.sampling, &request.counts,
+                                 request.mask.get(), request.random.target_sample(position),
+                                 request.random.residual(position)},
+                                builder_);
+}
+
 const Distribution& Engine::target_row(const Lane& lane, int32_t row) {
     push_drafted(lane, row);
     Distribution& distribution = row_distributions_[static_cast<size_t>(row)];
@@ -157,14 +169,22 @@ const Distribution& Engine::target_row(const Lane& lane, int32_t row) {
     return distribution;
 }
 
-// Penalties at row j see the j drafted tokens before it: makes exactly n of them part of the counts.
+// Penalties and mask at row j see the j drafted tokens before it: makes exactly n of them part of both.
 void Engine::push_drafted(const Lane& lane, int32_t n) {
     TokenCounts& counts = lane.request->counts;
+    TokenMask* mask = lane.request->mask.get();
     for (; n_pushed_ < n; ++n_pushed_) {
-        counts.push_output(drafts_[lane.draft].tokens[static_cast<size_t>(n_pushed_)]);
+        const int32_t token = drafts_[lane.draft].tokens[static_cast<size_t>(n_pushed_)];
+        counts.push_output(token);
+        if (mask != nullptr) {
+            mask->push(token);
+        }
     }
     for (; n_pushed_ > n; --n_pushed_) {
         counts.pop_output(drafts_[lane.draft].tokens[static_cast<size_t>(n_pushed_ - 1)]);
+        if (mask != nullptr) {
+            mask->pop();
+        }
     }
 }
 
@@ -184,6 +204,9 @@ void Engine::append(Lane& lane, const VerifyResult& result) {
         }
         request.tokens.push_back(token);
         request.counts.push_output(token);
+        if (request.mask) {
+            request.mask->commit(token);
+        }
         event.tokens.push_back(token);
         event.drafted.push_back(is_drafted);
         if (request.options.n_logprobs >= 0) {

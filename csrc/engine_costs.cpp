@@ -43,15 +43,14 @@ double Engine::speedup() const {
 
 // The pause is part of what a step costs: what the caller does between steps is done once a step, however many tokens.
 void Engine::learn(double total_ms) {
-    StepTimes times{step_.draft_ms, step_.verify_ms, total_ms + pause_ms_};
+    const StepTimes times{step_.draft_ms, step_.inject_ms, step_.verify_ms, total_ms + pause_ms_};
     int32_t n_rows = 0;
     int32_t n_prefill_rows = 0;
-    int32_t n_committed = 0;
     for (const Lane& lane : lanes_) {
         n_rows += lane.is_prefill ? 0 : lane.prefix_len;
         n_prefill_rows += lane.is_prefill ? lane.n_rows : 0;
     }
-    n_committed = static_cast<int32_t>(step_.n_committed);
+    const auto n_committed = static_cast<int32_t>(step_.n_committed);
     StepLoad load = load_;
     load.n_prefill_rows = n_prefill_rows;
     scheduler_->observe_step(load, static_cast<int32_t>(proposals_.size()), n_drafting_, n_rows, n_committed, times);

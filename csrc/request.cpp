@@ -37,6 +37,8 @@ void RequestOptions::validate() const {
     require(max_tokens >= 1, "max_tokens must be at least 1, got " + std::to_string(max_tokens));
     require(n_logprobs >= -1 && n_logprobs <= 1000,
             "n_logprobs must be between -1 and 1000, got " + std::to_string(n_logprobs));
+    require(mask == nullptr || !verification || *verification == Verification::exact,
+            "verification must be auto or exact with a grammar");
     require(draft_limit >= -1, "draft_limit must be -1 or more, got " + std::to_string(draft_limit));
 }
 
@@ -44,12 +46,13 @@ Verification RequestOptions::rule() const {
     if (verification) {
         return *verification;
     }
-    return sampling.is_greedy() ? Verification::exact : Verification::block;
+    return sampling.is_greedy() || mask != nullptr ? Verification::exact : Verification::block;
 }
 
 Request::Request(uint64_t request_id, std::vector<int32_t> prompt, RequestOptions request_options)
     : id(request_id), options(std::move(request_options)), tokens(std::move(prompt)),
-      n_prompt(static_cast<int32_t>(tokens.size())), random(options.sampling.seed) {
+      n_prompt(static_cast<int32_t>(tokens.size())), random(options.sampling.seed),
+      mask(options.mask ? options.mask->clone() : nullptr) {
     stats.n_prompt = n_prompt;
     for (const int32_t token : tokens) {
         counts.push_prompt(token);

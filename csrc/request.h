@@ -5,9 +5,11 @@
 #include "acceptance.h"
 #include "policy.h"
 #include "sampling.h"
+#include "token_mask.h"
 
 #include <chrono>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -33,6 +35,9 @@ struct RequestOptions {
     std::optional<Policy> policy; // empty: the engine's
     int32_t draft_limit = -1;     // -1: as the policy says; 0: off; n: at most n drafted tokens a round
     bool trace = false;           // events carry a RoundRecord for every decode round
+    // Which tokens may stand where; each request goes on from a copy. Verified by `exact` alone, where any sampler is
+    // lossless.
+    std::shared_ptr<const TokenMask> mask;
 
     // Throws std::invalid_argument: "<name> must <rule>, got <value>".
     void validate() const;
@@ -94,6 +99,7 @@ struct Request {
     Phase phase = Phase::prefill;
     TokenCounts counts;
     RandomStream random;
+    std::unique_ptr<TokenMask> mask; // null: every token may come
     RequestStats stats;
     Clock::time_point submitted = Clock::now();
 };

@@ -12,7 +12,8 @@ constexpr double kMemory = 0.97;      // of the speedup: about 30 steps
 constexpr double kBonusStep = 0.05;   // of the bonus: about 20 drafted steps
 constexpr double kProbeShare = 0.008; // of the time goes into probing at most
 constexpr double kProbeRate = 0.9;    // a probe is as long as would pay if drafts were this good
-constexpr double kMinPlain = 8;       // plain tokens' worth of time before the measured speedup counts
+constexpr int32_t kRoundRows = 3; // context rows a round leaves to be injected; a long wait is paid once, by a probe
+constexpr double kMinPlain = 8;   // plain tokens' worth of time before the measured speedup counts
 
 int32_t fixed_rows(const Proposal& proposal) { return std::min(proposal.policy.length, proposal.most); }
 
@@ -66,7 +67,8 @@ std::vector<double> Scheduler::block_costs(const StepLoad& load, int32_t n_other
     std::vector<double> cost_ms;
     for (size_t n = 0; n <= group_.blocks.size(); ++n) {
         cost_ms.push_back(costs_.draft_ms(n_others + static_cast<int32_t>(n), load.n_cells) -
-                          costs_.draft_ms(n_others, load.n_cells));
+                          costs_.draft_ms(n_others, load.n_cells) +
+                          costs_.inject_ms(static_cast<int32_t>(n) * kRoundRows));
     }
     return cost_ms;
 }
@@ -200,7 +202,8 @@ void Scheduler::probe(std::span<Proposal> proposals, std::span<const double> cos
     int32_t length = 0;
     adaptive_prefixes({&block, 1}, cost_ms, tokens_per_ms, {&length, 1});
     length = std::max(length, 1);
-    const double cost = draft_ms + cost_ms[static_cast<size_t>(length)] - cost_ms[0];
+    const double cost =
+        draft_ms + costs_.inject_ms(candidate->n_waiting) + cost_ms[static_cast<size_t>(length)] - cost_ms[0];
     probe_cost_ms_ = cost;
     if (probe_credit_ms_ < cost) {
         return;
@@ -310,7 +313,7 @@ void Scheduler::observe_step(const StepLoad& load, int32_t n_requests, int32_t n
     if (n_requests == 0 || load.n_prefill_rows > 0) {
         return;
     }
-    const double overhead = std::max(0.0, times.total_ms - times.draft_ms - times.verify_ms);
+    const double overhead = std::max(0.0, times.total_ms - times.draft_ms - times.inject_ms - times.verify_ms);
     if (n_drafted_rows == 0) {
         overhead_ms_.push(overhead);
     } else {

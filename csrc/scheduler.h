@@ -37,6 +37,7 @@ enum class DraftDecision {
 struct Proposal {
     SurvivalKey key;
     Policy policy;
+    int32_t n_waiting = 0;                        // context rows that its draft would have to inject first
     int32_t most = 0;                             // longest prefix its limits allow: block, max_tokens, context, option
     std::span<const float> confidence_logits;     // (block_size,), empty before drafting or without a confidence head
     bool is_free = false;                         // any policy is lossless for it
@@ -51,6 +52,7 @@ struct StepLoad {
 
 struct StepTimes {
     double draft_ms = 0;
+    double inject_ms = 0;
     double verify_ms = 0;
     double total_ms = 0; // of the step and the pause before it, passes included
 };
@@ -66,6 +68,7 @@ class Scheduler {
 
     // After verification: one call a round that drafted, then one a step.
     void observe_round(const Proposal& proposal, int32_t prefix_len, int32_t n_accepted);
+    void observe_injection(int32_t n_rows, double ms) { costs_.observe_inject(n_rows, ms); }
     void observe_step(const StepLoad& load, int32_t n_requests, int32_t n_drafting, int32_t n_drafted_rows,
                       int32_t n_committed, const StepTimes& times);
     void forget(uint64_t request_id);

@@ -47,6 +47,7 @@ def curves(setting: Setting) -> dict[str, Any]:
         "verify": [(rows, row_ms(setting, rows)) for rows in range(1, n * (1 + BLOCK) + 1)],
         "prefill": [(1, row_ms(setting, 1))],
         "draft": [(blocks, draft_ms(setting, blocks)) for blocks in range(1, n + 1)],
+        "inject": [],
         "verify_ms_per_row_cell": 0.0,
         "draft_ms_per_block_cell": 0.0,
     }

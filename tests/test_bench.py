@@ -27,7 +27,7 @@ def make_run(way: str, repeat: int, speed: float, n_rounds: int = 10, cell: Cell
     counts |= {"n_rounds": n_rounds, "n_committed": 30, "n_steps": 5}
     if way != PLAIN:
         counts |= {"n_drafted": 7 * n_rounds, "n_scheduled": 4 * n_rounds}
-    steps = {"draft": 10.0, "verify": 50.0, "inject": 5.0, "host": 2.5}
+    steps = {"draft": 10.0, "head": 5.0, "verify": 50.0, "inject": 5.0, "sample": 1.0, "host": 2.5}
     return Run(cell, way, repeat, 100, 100 / speed, speed / 2, 8.0, counts, [10, 10, 0], [8, 4, 0], steps, 5.0)
 
 
@@ -44,7 +44,9 @@ def test_ratios_are_taken_within_a_repetition() -> None:
     assert adaptive.tokens_per_second == pytest.approx(111)
     assert adaptive.accepted_length == pytest.approx(3.0)
     assert adaptive.scheduled_length == pytest.approx(4.0)
-    assert adaptive.parts_ms == pytest.approx({"draft": 2, "verify": 10, "inject": 1, "host": 0.5, "loop": 1})
+    assert adaptive.parts_ms == pytest.approx(
+        {"draft": 2, "head": 1, "verify": 10, "inject": 1, "sample": 0.2, "host": 0.5, "loop": 1}
+    )
     assert adaptive.accepted_per_position == [24, 12, 0]
 
 
@@ -199,6 +201,13 @@ def test_answers_without_text_have_no_speed() -> None:
     assert (empty.speed, one.speed) == (0.0, 2.0)
     with pytest.raises(DSparkError, match="cannot measure: broken"):
         empty.feed(SimpleNamespace(finish_reason="error", error="broken"), 4.0)
+
+
+def test_plots_without_matplotlib_are_refused_before_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    result = CliRunner().invoke(app, ["bench", "demo", "--plots", "nowhere"])
+    assert isinstance(result.exception, ImportError)
+    assert "dspark-cpp[plots]" in str(result.exception)
 
 
 def test_command_names_bad_options() -> None:

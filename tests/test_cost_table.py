@@ -21,6 +21,7 @@ def curves(**changes: Any) -> dict[str, Any]:
         "verify": VERIFY,
         "prefill": [(1, 20.0), (4, 60.0), (64, 400.0)],
         "draft": [(1, 10.0), (4, 25.0)],
+        "inject": [],
         "verify_ms_per_row_cell": 0.0,
         "draft_ms_per_block_cell": 0.0,
         **changes,

@@ -116,6 +116,7 @@ def test_prefill_rows_in_the_step_make_rows_dearer_or_cheaper_as_measured() -> N
         "verify": [(n, 10.0) for n in range(1, 9)],
         "prefill": [(1, 10.0), (65, 100.0), (66, 400.0), (72, 400.0)],
         "draft": [(1, 1.0)],
+        "inject": [],
         "verify_ms_per_row_cell": 0.0,
         "draft_ms_per_block_cell": 0.0,
     }

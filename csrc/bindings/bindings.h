@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 
 void register_models(pybind11::module_& module);
+void register_chat(pybind11::module_& module);
 void register_engine(pybind11::module_& module);
 void register_testing(pybind11::module_& module);
 void register_context_probe(pybind11::module_& module); // after register_testing
@@ -11,3 +12,4 @@ void register_graph_head(pybind11::module_& module);
 void register_math(pybind11::module_& module);
 void register_synthetic(pybind11::module_& module);
 void register_scheduler(pybind11::module_& module);
+void register_kernels(pybind11::module_& module);

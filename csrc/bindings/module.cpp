@@ -45,6 +45,7 @@ PYBIND11_MODULE(_core, module) {
     module.attr("__version__") = info.version;
     module.attr("llama_cpp_commit") = info.llama_cpp_commit;
     register_models(module);
+    register_chat(module);
     register_synthetic(module); // before the engine: an argument of its constructor
     register_engine(module);
     register_testing(module);
@@ -52,4 +53,5 @@ PYBIND11_MODULE(_core, module) {
     register_graph_head(module);
     register_math(module);
     register_scheduler(module);
+    register_kernels(module);
 }

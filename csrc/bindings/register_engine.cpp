@@ -32,7 +32,8 @@ RequestOptions make_request_options(int32_t max_tokens, float temperature, int32
                                     float repetition_penalty, float presence_penalty, float frequency_penalty,
                                     const std::map<int32_t, float>& logit_bias, uint64_t seed, bool ignore_eos,
                                     int32_t n_logprobs, const std::string& verification,
-                                    const std::optional<std::string>& policy, int32_t draft_limit, bool trace) {
+                                    const std::optional<std::string>& policy, int32_t draft_limit, bool trace,
+                                    std::shared_ptr<TokenMask> grammar) {
     RequestOptions options;
     options.max_tokens = max_tokens;
     options.sampling.temperature = temperature;
@@ -51,6 +52,7 @@ RequestOptions make_request_options(int32_t max_tokens, float temperature, int32
         options.policy = parse_policy(*policy);
     }
     options.draft_limit = draft_limit;
+    options.mask = std::move(grammar);
     options.trace = trace;
     options.validate();
     return options;
@@ -149,7 +151,7 @@ void register_options(py::module_& module) {
              py::arg("frequency_penalty") = 0.0F, py::arg("logit_bias") = std::map<int32_t, float>{},
              py::arg("seed") = 0, py::arg("ignore_eos") = false, py::arg("n_logprobs") = -1,
              py::arg("verification") = "auto", py::arg("policy") = py::none(), py::arg("draft_limit") = -1,
-             py::arg("trace") = false)
+             py::arg("trace") = false, py::arg("grammar") = nullptr)
         .def_readonly("draft_limit", &RequestOptions::draft_limit);
 }
 
@@ -223,40 +225,39 @@ void register_engine(py::module_& module) {
     register_options(module);
     register_results(module);
     py::class_<BoundEngine>(module, "Engine", py::is_final())
-        .def(
-            py::init([](std::shared_ptr<Model> target, std::shared_ptr<Model> drafter, int32_t n_ctx,
-                        int32_t n_parallel, int32_t n_batch, int32_t n_threads, int32_t n_threads_batch,
-                        const std::string& kv_type, const std::string& head, int32_t n_candidates,
-                        const std::string& policy, const std::string& objective,
-                        const std::vector<CalibrationTuple>& calibration, int32_t draft_window, int32_t max_queue,
-                        std::optional<bool> flash_attention,
-                        const std::optional<SyntheticOptions>& synthetic_acceptance) {
-                LLMOptions options;
-                options.n_ctx = n_ctx;
-                options.n_parallel = n_parallel;
-                options.n_batch = n_batch;
-                options.n_threads = n_threads;
-                options.n_threads_batch = n_threads_batch;
-                options.kv_type = kv_type;
-                options.head = head;
-                options.n_candidates = n_candidates;
-                options.policy = policy;
-                options.objective = objective;
-                options.calibration = make_calibration(calibration);
-                options.draft_window = draft_window;
-                options.max_queue = max_queue;
-                options.flash_attention = flash_attention;
-                options.synthetic = synthetic_acceptance.value_or(SyntheticOptions{});
-                const py::gil_scoped_release release;
-                return make_engine(std::move(target), std::move(drafter), options);
-            }),
-            py::arg("target").none(false), py::arg("drafter") = nullptr, py::kw_only(), py::arg("n_ctx") = 0,
-            py::arg("n_parallel") = 1, py::arg("n_batch") = 512, py::arg("n_threads") = 0,
-            py::arg("n_threads_batch") = 0, py::arg("kv_type") = "f16", py::arg("head") = "candidates",
-            py::arg("n_candidates") = kDefaultCandidates, py::arg("policy") = "full",
-            py::arg("objective") = "throughput", py::arg("calibration") = std::vector<CalibrationTuple>{},
-            py::arg("draft_window") = 4096, py::arg("max_queue") = 512, py::arg("flash_attention") = py::none(),
-            py::arg("synthetic_acceptance") = py::none())
+        .def(py::init([](std::shared_ptr<Model> target, std::shared_ptr<Model> drafter, int32_t n_ctx,
+                         int32_t n_parallel, int32_t n_batch, int32_t n_threads, int32_t n_threads_batch,
+                         const std::string& kv_type, const std::string& head, int32_t n_candidates,
+                         const std::string& policy, const std::string& objective,
+                         const std::vector<CalibrationTuple>& calibration, int32_t draft_window, int32_t max_queue,
+                         std::optional<bool> flash_attention,
+                         const std::optional<SyntheticOptions>& synthetic_acceptance) {
+                 LLMOptions options;
+                 options.n_ctx = n_ctx;
+                 options.n_parallel = n_parallel;
+                 options.n_batch = n_batch;
+                 options.n_threads = n_threads;
+                 options.n_threads_batch = n_threads_batch;
+                 options.kv_type = kv_type;
+                 options.head = head;
+                 options.n_candidates = n_candidates;
+                 options.policy = policy;
+                 options.objective = objective;
+                 options.calibration = make_calibration(calibration);
+                 options.draft_window = draft_window;
+                 options.max_queue = max_queue;
+                 options.flash_attention = flash_attention;
+                 options.synthetic = synthetic_acceptance.value_or(SyntheticOptions{});
+                 const py::gil_scoped_release release;
+                 return make_engine(std::move(target), std::move(drafter), options);
+             }),
+             py::arg("target").none(false), py::arg("drafter") = nullptr, py::kw_only(), py::arg("n_ctx") = 0,
+             py::arg("n_parallel") = 1, py::arg("n_batch") = 512, py::arg("n_threads") = 0,
+             py::arg("n_threads_batch") = 0, py::arg("kv_type") = "f16", py::arg("head") = "candidates",
+             py::arg("n_candidates") = kDefaultCandidates, py::arg("policy") = "full",
+             py::arg("objective") = "throughput", py::arg("calibration") = std::vector<CalibrationTuple>{},
+             py::arg("draft_window") = 4096, py::arg("max_queue") = 512, py::arg("flash_attention") = py::none(),
+             py::arg("synthetic_acceptance") = py::none())
         .def("submit", &submit_request, py::arg("prompt"), py::arg("options").none(false))
         .def("step", &run_step)
         .def(

@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from typing import TypedDict, final
 
+import numpy as np
+import numpy.typing as npt
+
 __version__: str
 llama_cpp_commit: str
 
@@ -74,11 +77,22 @@ class Model:
 
     @staticmethod
     def load_target(
-        path: str, *, n_gpu_layers: int = -1, use_mmap: bool = True, check_tensors: bool = False
+        path: str,
+        *,
+        n_gpu_layers: int = -1,
+        use_mmap: bool = True,
+        check_tensors: bool = False,
+        use_kernels: bool = True,
     ) -> Model: ...
     @staticmethod
     def load_drafter(
-        path: str, target: Model, *, n_gpu_layers: int = -1, use_mmap: bool = True, check_tensors: bool = False
+        path: str,
+        target: Model,
+        *,
+        n_gpu_layers: int = -1,
+        use_mmap: bool = True,
+        check_tensors: bool = False,
+        use_kernels: bool = True,
     ) -> Model: ...
     @property
     def path(self) -> str: ...
@@ -88,6 +102,8 @@ class Model:
     def description(self) -> str: ...
     @property
     def size_bytes(self) -> int: ...
+    @property
+    def uses_kernels(self) -> bool: ...  # our products on the CPU; false: ggml's
     @property
     def n_params(self) -> int: ...
     @property
@@ -129,6 +145,43 @@ class Model:
     ) -> str: ...
 
 @final
+class Grammar:
+    """A GBNF grammar over a model's tokens; lazy ones bind from a trigger on. Immutable: requests take copies."""
+
+    def __init__(
+        self,
+        model: Model,
+        gbnf: str,
+        *,
+        is_lazy: bool = False,
+        trigger_words: Sequence[str] = (),
+        trigger_patterns: Sequence[str] = (),
+        prefill: str = "",  # text that the prompt already holds of what the grammar describes
+    ) -> None: ...
+    def allows(self, model: Model, text: str) -> bool: ...  # whether `text` can begin what the grammar describes
+
+@final
+class Embedder:
+    """Pooled states of a target, one text at a time; calls wait for each other."""
+
+    def __init__(self, model: Model, *, n_ctx: int = 0, n_threads: int = 0) -> None: ...
+    @property
+    def n_ctx(self) -> int: ...
+    @property
+    def pooling(self) -> str: ...  # mean | cls | last
+    def embed(self, tokens: Sequence[int]) -> list[float]: ...  # (n_embd,), not normalised
+
+@final
+class ChatParser:
+    """Reads content, reasoning and tool calls out of a model's text; `plan_json` comes from `plan_chat`."""
+
+    def __init__(self, plan_json: str, parse_tool_calls: bool = True) -> None: ...
+    def parse(self, text: str, is_partial: bool) -> str: ...  # JSON: content, reasoning_content, tool_calls
+
+def plan_chat(request_json: str) -> str: ...
+def json_schema_to_grammar(schema_json: str) -> str: ...
+
+@final
 class RequestOptions:
     """One request's options as the engine takes them; all keyword-only, all validated (ValueError)."""
 
@@ -151,6 +204,7 @@ class RequestOptions:
         policy: str | None = None,  # None: the engine's
         draft_limit: int = -1,  # -1: as the policy says; 0: off; n: at most n drafted tokens a round
         trace: bool = False,  # events carry a RoundRecord for every decode round
+        grammar: Grammar | None = None,  # verified by `exact` alone; the request works on a copy
     ) -> None: ...
     @property
     def draft_limit(self) -> int: ...
@@ -275,6 +329,7 @@ class CostCurves(TypedDict):
     verify: list[tuple[int, float]]  # rows, each with logits
     prefill: list[tuple[int, float]]  # rows without logits
     draft: list[tuple[int, float]]  # blocks drafted in one pass
+    inject: list[tuple[int, float]]  # context rows written into the drafter's cache before a draft
     verify_ms_per_row_cell: float  # what attention adds per row and cell of the cache in use
     draft_ms_per_block_cell: float
 
@@ -349,3 +404,19 @@ class Engine:
     def cache_positions(
         self,
     ) -> list[tuple[int, int, int]]: ...  # per running request: id, last target, last draft position
+
+# Matrix kernels.
+
+def kernel_types() -> list[str]: ...
+def kernel_instruction_set() -> str: ...
+def n_math_threads() -> int: ...
+def quantize_rows(type_name: str, values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]: ...
+
+@final
+class MatrixBench:
+    def __init__(
+        self, type_name: str, rows: npt.NDArray[np.uint8], *, n_values: int, n_matrices: int = 1, n_threads: int = 1
+    ) -> None: ...
+    @property
+    def can_repack(self) -> bool: ...
+    def multiply(self, path: str, x: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], float]: ...

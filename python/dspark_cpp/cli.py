@@ -18,6 +18,7 @@ import typer
 
 from dspark_cpp.config import DemoConfig, EngineConfig, SamplingParams
 from dspark_cpp.errors import DSparkError
+from dspark_cpp.server import cli as server_cli
 from dspark_cpp.store_cli import register
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ def info(
     draft: Annotated[Path | None, typer.Option("--draft", "-d", help="GGUF file of its drafter.")] = None,
 ) -> None:
     """Show what this build is and what it runs on, or what a target and its drafter take of memory."""
-    from dspark_cpp._core import build_info
+    from dspark_cpp._core import build_info, kernel_instruction_set, kernel_types
 
     if target is not None:
         from dspark_cpp.info import describe_memory
@@ -147,6 +148,7 @@ def info(
         ("llama.cpp", build.llama_cpp_commit),
         ("backends", ", ".join(build.backends)),
         ("features", build.system_info),
+        ("kernels", f"{kernel_instruction_set()}: {', '.join(kernel_types()) or 'none'}; other types: ggml"),
         *(("device", _describe_device(device)) for device in build.devices),
     ]
     for name, value in rows:
@@ -325,6 +327,7 @@ def _warn_of_missing_backends(build: BuildInfo) -> None:
         typer.secho(f"{bar}\n{text}\n{bar}", err=True, fg=typer.colors.RED, bold=True)
 
 
+server_cli.register(app)
 register(app)
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ __all__ = ["CostCache", "cache_folder", "prepare_costs"]
 
 _log = logging.getLogger(__name__)
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 def cache_folder() -> Path:
@@ -60,6 +61,7 @@ class CostCache:
             "target": _identity(target),
             "drafter": None if drafter is None else _identity(drafter),
             "settings": dict(settings),
+            "kernels": [target.uses_kernels, _core.kernel_instruction_set(), _core.kernel_types()],
         }
         digest = hashlib.sha256(json.dumps(self._key, sort_keys=True).encode()).hexdigest()
         self._path = cache_folder() / "costs" / f"{digest[:32]}.json"
@@ -76,7 +78,7 @@ class CostCache:
             if stored["key"] != self._key:
                 return None
             curves: _core.CostCurves = stored["costs"]
-            for name in ("verify", "prefill", "draft"):
+            for name in ("verify", "prefill", "draft", "inject"):
                 curves[name] = [(int(size), float(ms)) for size, ms in curves[name]]
         except FileNotFoundError:
             return None
@@ -115,8 +117,18 @@ def prepare_costs(
             return cache
         except (ValueError, KeyError, TypeError, RuntimeError) as error:
             _log.warning("cannot use the measured costs in %s: %s", cache.path, error)
-    cache.store(engine.measure_costs())
+    cache.store(_measure(engine))
     return cache
+
+
+def _measure(engine: _core.Engine) -> _core.CostCurves:
+    """Measure in a thread of its own, whose OpenMP team ends with it.
+
+    An idle team left behind by the caller's thread, beside that of the engine's, would outnumber the processors:
+    libgomp then stops spinning, and every later step takes several times as long.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(engine.measure_costs).result()
 
 
 def _identity(model: _core.Model) -> list[str | int]:

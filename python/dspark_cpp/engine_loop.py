@@ -13,13 +13,14 @@ import logging
 import os
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from dspark_cpp import _core
 from dspark_cpp.errors import DSparkError, EngineClosedError
 
-__all__ = ["Deliver", "EngineLoop", "RequestGroup", "SteppedEngine"]
+__all__ = ["Deliver", "EngineLoop", "RequestGroup", "SteppedEngine", "compute_turns"]
 
 _log = logging.getLogger(__name__)
 
@@ -28,6 +29,38 @@ _POLL_SECONDS = 0.1
 
 # Called in the loop's thread with each event of a request, or with the error that ended it; must not block.
 Deliver = Callable[["_core.Event | DSparkError"], None]
+
+
+class _Turns:
+    """A lock that is given in the order it was asked for."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._waiting: deque[threading.Event] = deque()
+        self._is_taken = False
+
+    @contextlib.contextmanager
+    def take(self) -> Iterator[None]:
+        """Wait for a turn and hold it."""
+        with self._guard:
+            ours = threading.Event() if self._is_taken else None
+            if ours is not None:
+                self._waiting.append(ours)
+            self._is_taken = True
+        if ours is not None:
+            ours.wait()
+        try:
+            yield
+        finally:
+            with self._guard:
+                if self._waiting:
+                    self._waiting.popleft().set()
+                else:
+                    self._is_taken = False
+
+
+# Engines that compute at the same time share the cores badly (ARCHITECTURE.md): those of one process take turns.
+compute_turns = _Turns()
 
 
 class SteppedEngine(Protocol):
@@ -140,7 +173,9 @@ class EngineLoop:
         error: DSparkError = EngineClosedError("the engine was closed before the request ended")
         try:
             while self._wait_for_work():
-                for event in self._engine.step():
+                with compute_turns.take():
+                    events = self._engine.step()
+                for event in events:
                     self._dispatch(event)
         except Exception as cause:
             error = _as_dspark_error(cause)

@@ -22,7 +22,7 @@ from dspark_cpp.calibration_files import find_calibration
 from dspark_cpp.chat import Chunk, Completion, Message, ReplyBuilder, render_chat, without_second_bos
 from dspark_cpp.config import EngineConfig, EngineOptions, SamplingParams, checked_text, params_per_prompt
 from dspark_cpp.cost_cache import prepare_costs
-from dspark_cpp.engine_loop import EngineLoop, RequestGroup
+from dspark_cpp.engine_loop import Deliver, EngineLoop, RequestGroup
 from dspark_cpp.errors import QueueFullError
 
 __all__ = ["LLM", "Prompt"]
@@ -149,6 +149,11 @@ class LLM:
     def n_ctx(self) -> int:
         """Most tokens of one request, prompt and output together."""
         return self._n_ctx
+
+    @property
+    def engine(self) -> _core.Engine:
+        """The engine, for its figures; requests go through the methods here."""
+        return self._engine
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """Text to token ids.
@@ -295,6 +300,44 @@ class LLM:
         [completion] = self.generate(prompt, sampling_params)
         return completion
 
+    def submit(
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        deliver: Deliver,
+        *,
+        grammar: _core.Grammar | None = None,
+    ) -> int:
+        """Queue a request and have its events delivered: the form for servers, which wait for many at once.
+
+        Parameters
+        ----------
+        prompt : sequence of int
+            Token ids.
+        params : SamplingParams
+            Options; `stop` is the caller's business here, and without `seed` a fresh one is drawn.
+        deliver : callable
+            As for `EngineLoop.submit`.
+        grammar : Grammar, optional
+            What the text must obey.
+
+        Returns
+        -------
+        int
+            The request's id, for `cancel`.
+
+        Raises
+        ------
+        ValueError, ContextFullError, QueueFullError, EngineClosedError
+            As the engine finds.
+        """
+        seed = secrets.randbits(64) if params.seed is None else params.seed
+        return self._loop.submit(prompt, _request_options(params, seed, grammar), deliver)
+
+    def cancel(self, request_id: int) -> bool:
+        """End a request of `submit` within one step; its last event still comes. False if it has already ended."""
+        return self._loop.cancel(request_id)
+
     # ---- one call's requests ----
 
     def _prepare(self, prompt: Prompt, params: SamplingParams) -> _Work:
@@ -350,6 +393,7 @@ def _load_models(
         "n_gpu_layers": config.n_gpu_layers,
         "use_mmap": config.use_mmap,
         "check_tensors": config.check_tensors,
+        "use_kernels": config.cpu_kernels == "auto",
     }
     target = model if isinstance(model, _core.Model) else _core.Model.load_target(os.fspath(model), **options)
     if draft is None or isinstance(draft, _core.Model):
@@ -394,7 +438,7 @@ def _calibration(
     return [(entry.rule, entry.temperature, entry.sts, entry.acceptance) for entry in found.entries] if found else []
 
 
-def _request_options(params: SamplingParams, seed: int) -> _core.RequestOptions:
+def _request_options(params: SamplingParams, seed: int, grammar: _core.Grammar | None = None) -> _core.RequestOptions:
     return _core.RequestOptions(
         max_tokens=params.max_tokens,
         temperature=params.temperature,
@@ -408,9 +452,10 @@ def _request_options(params: SamplingParams, seed: int) -> _core.RequestOptions:
         seed=seed,
         ignore_eos=params.ignore_eos,
         n_logprobs=-1 if params.logprobs is None else params.logprobs,
-        verification=params.rule,
+        verification=params.rule if grammar is None else params.verification,  # a grammar goes with "exact" alone
         policy=None if params.policy is None else str(params.policy),
         draft_limit=params.draft_limit,
+        grammar=grammar,
     )
 
 

@@ -25,8 +25,8 @@ MODELS = [
     {"name": "hf.co/owner/Qwen3-8B-GGUF:Q4_K_M", "details": {"parameter_size": "8.2B", "quantization_level": "Q4_K_M"}},
     {"name": "demo:latest", "details": {"parameter_size": "8.40M", "quantization_level": "Q8_0"}},
 ]
-ANSWER = """A whale is the **largest animal** on Earth. Whales live in the sea, but they are not fish: they breathe air, \
-and their young drink milk.
+ANSWER = """A whale is the **largest animal** on Earth. Whales live in the sea, but they are not fish: they breathe \
+air, and their young drink milk.
 
 There are two groups:
 

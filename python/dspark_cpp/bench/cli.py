@@ -16,7 +16,8 @@ from rich.progress import Progress
 
 from dspark_cpp import _core
 from dspark_cpp.bench.cases import MIXED, Cell, Workload, read_questions, ways_of
-from dspark_cpp.bench.published import parse_rates
+from dspark_cpp.bench.plots import check_drawing, draw_all
+from dspark_cpp.bench.published import Rates, parse_rates
 from dspark_cpp.bench.report import CellReport, as_json, cell_table, report_cell, summary, summary_table
 from dspark_cpp.bench.runner import Pair, Plan, Run, measure
 from dspark_cpp.bench.step_split import step_split
@@ -64,6 +65,8 @@ def bench_command(
     """Measure decoding: plain, every fixed draft length and every policy in turns, ratios within one run."""
     asked = {name: str(value) if isinstance(value, Path) else value for name, value in locals().items()}
     console = Console(highlight=False, width=None if sys.stdout.isatty() else _FILE_WIDTH)
+    if plots is not None:
+        check_drawing()  # before minutes of measuring
     rates = parse_rates(synthetic_acceptance) if synthetic_acceptance else None
     options: dict[str, Any] = {
         "head": head,
@@ -80,11 +83,7 @@ def bench_command(
         console.print(NO_TEXT, style="bold yellow", soft_wrap=True)
     with _files(target, draft) as (target_file, draft_file):
         pair = Pair(target_file, draft_file, synthetic, **options)
-        questions = read_questions(prompts)
-        if rates is not None:
-            texts = [text for each in questions.values() for text in each]
-            questions = dict.fromkeys(rates, texts)
-        workload = Workload.build(questions, lambda text: _tokenize(pair.target, text), prompt_tokens)
+        workload = Workload.build(_questions(prompts, rates), lambda text: _tokenize(pair.target, text), prompt_tokens)
         cells = _cells(workload, domains, temperatures, concurrency)
         plan = Plan(n_tokens, n_prompts, repeats, budget, ignores_end=rates is not None or ignore_eos)
         runs, reports = _measure_all(console, pair, workload, cells, ways_of(policies, pair.block_size), plan)
@@ -96,10 +95,17 @@ def bench_command(
     if json_file is not None:
         json_file.write_text(json.dumps(as_json(runs, reports, about), indent=1) + "\n", encoding="utf-8")
     if plots is not None:
-        from dspark_cpp.bench.plots import draw_all
-
         for path in draw_all(reports, plots, NO_TEXT if rates is not None else ""):
             console.print(str(path), soft_wrap=True)
+
+
+def _questions(prompts: Path | None, rates: Rates | None) -> dict[str, list[str]]:
+    """Return questions by domain; domains of synthetic acceptance ask all of them."""
+    questions = read_questions(prompts)
+    if rates is None:
+        return questions
+    texts = [text for each in questions.values() for text in each]
+    return dict.fromkeys(rates, texts)
 
 
 @contextmanager

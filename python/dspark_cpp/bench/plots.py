@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate, pairwise
@@ -12,7 +13,7 @@ from typing import Any
 from dspark_cpp.bench.cases import PLAIN
 from dspark_cpp.bench.report import CellReport, WayReport
 
-__all__ = ["conditional_acceptance", "draw_all", "new_figure", "save_figure"]
+__all__ = ["check_drawing", "conditional_acceptance", "draw_all", "new_figure", "save_figure"]
 
 _FULL = 7
 _PANEL_INCHES = (3.4, 2.9)
@@ -82,12 +83,17 @@ def new_figure(inches: tuple[float, float], n_panels: int) -> Iterator[tuple[Any
         yield figure, axes[0]
 
 
+def check_drawing() -> None:
+    """Raise ImportError if matplotlib is missing."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ImportError("cannot draw plots: matplotlib is missing, pip install dspark-cpp[plots]")
+
+
 @contextmanager
 def _pyplot() -> Iterator[Any]:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ImportError("cannot draw plots: matplotlib is missing, pip install dspark-cpp[plots]") from error
+    check_drawing()
+    import matplotlib
+
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

@@ -14,11 +14,10 @@ from rich.table import Table
 
 from dspark_cpp import _core
 from dspark_cpp.bench.cases import MIXED, PLAIN, Cell
-from dspark_cpp.bench.runner import Run
+from dspark_cpp.bench.runner import PARTS, Run
 
 __all__ = ["CellReport", "WayReport", "as_json", "cell_table", "report_cell", "summary", "summary_table"]
 
-_PARTS = ("draft", "verify", "inject", "host")
 _HEADINGS = ("tokens/s", "per user", "ratio", "spread", "accepted\nlength", "verified\nlength", "rounds\ndrafted")
 
 
@@ -120,7 +119,7 @@ def _parts(runs: Sequence[Run]) -> dict[str, float]:
     def per_step(total: float, run: Run) -> float:
         return total / max(run.counts["n_steps"], 1)
 
-    parts = {name: median(per_step(run.steps_ms[name], run) for run in runs) for name in _PARTS}
+    parts = {name: median(per_step(run.steps_ms[name], run) for run in runs) for name in PARTS}
     return parts | {"loop": median(per_step(run.loop_ms, run) for run in runs)}
 
 
@@ -137,7 +136,7 @@ def cell_table(report: CellReport, title: str = "") -> Table:
     title = f"{title}{report.cell.label} (medians of {n_runs}; milliseconds per step)"
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE)
     table.add_column("way")
-    for heading in (*_HEADINGS, *_PARTS, "loop"):
+    for heading in (*_HEADINGS, *PARTS, "loop"):
         table.add_column(heading, justify="right")
     for way in report.ways.values():
         speeds = (f"{way.tokens_per_second:.1f}", f"{way.user_speed:.1f}", f"{way.ratio:.3f}")

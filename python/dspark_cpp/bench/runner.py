@@ -20,10 +20,10 @@ from dspark_cpp.engine_loop import EngineLoop, RequestGroup
 from dspark_cpp.errors import DSparkError
 from dspark_cpp.llm import LLM
 
-__all__ = ["Pair", "Plan", "Run", "Stream", "answer_wave", "measure"]
+__all__ = ["PARTS", "Pair", "Plan", "Run", "Stream", "answer_wave", "measure"]
 
 _N_WARM_UP = 12
-_PARTS = ("draft", "verify", "inject", "host")
+PARTS = ("draft", "head", "verify", "inject", "sample", "host")
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,8 +264,10 @@ def answer_wave(
 
 
 def _difference(before: _core.EngineStats, after: _core.EngineStats) -> dict[str, float]:
-    names = ["n_steps", *(f"{part}_ms" for part in _PARTS)]
-    return {name.removesuffix("_ms"): getattr(after, name) - getattr(before, name) for name in names}
+    names = ["n_steps", *(f"{part}_ms" for part in PARTS)]
+    parts = {name.removesuffix("_ms"): getattr(after, name) - getattr(before, name) for name in names}
+    # The engine counts the head in draft and sampling in host; here the parts add up.
+    return parts | {"draft": parts["draft"] - parts["head"], "host": parts["host"] - parts["sample"]}
 
 
 def _as_run(
@@ -280,7 +282,7 @@ def _as_run(
     stats = [stream.stats for stream in streams if stream.stats is not None]
     names = ("n_prompt", "n_rounds", "n_drafted", "n_scheduled", "n_accepted", "n_committed")
     counts = {name: sum(getattr(one, name) for one in stats) for name in names} | {"n_steps": int(steps["n_steps"])}
-    steps_ms = {name: steps[name] for name in _PARTS}
+    steps_ms = {name: steps[name] for name in PARTS}
     return Run(
         cell,
         way,

@@ -12,10 +12,12 @@ __all__ = ["step_split"]
 
 _WIDTH = 60
 _NAMES = {
-    "draft": "drafter: block pass and heads",
+    "draft": "drafter: one pass over all blocks",
+    "head": "drafter: sequential head",
     "verify": "target: one pass over all rows",
     "inject": "drafter: context rows",
-    "host": "host: sampling, acceptance, scheduling",
+    "sample": "host: sampling, acceptance",
+    "host": "host: scheduling and the rest",
     "loop": "Python: events, queues",
 }
 

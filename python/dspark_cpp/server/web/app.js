@@ -89,8 +89,9 @@ function fillModels(models) {
 }
 
 function modelOption(name, details) {
+  const short = name.replace(/^hf\.co\//, "").replace(/:latest$/, "");
   const facts = [details?.parameter_size, details?.quantization_level].filter(Boolean).join(" ");
-  return new Option(facts ? `${name.replace(/:latest$/, "")} · ${facts}` : name, name);
+  return new Option(facts ? `${short} · ${facts}` : short, name);
 }
 
 // --- one answer ------------------------------------------------------------------------------------------------------
@@ -138,7 +139,10 @@ function startAnswer(model) {
 function takeLine(answer, line) {
   if (line.error) throw new ServerError(line.error);
   const { drafted = [], tokens = [], plain_tokens_per_second: plain } = line.dspark ?? {};
-  if (plain) answer.meter.plainSpeed = plain;
+  if (plain) {
+    answer.meter.plainSpeed = plain;
+    keepPlainSpeed(answer.model, plain);
+  }
   if (line.done) answer.final = line;
   const text = line.message?.content ?? "";
   const thought = line.message?.thinking ?? "";

@@ -92,7 +92,7 @@ function speedBar(y, name, value, most, className) {
 
 function showAccepted(length) {
   $("accepted").textContent = format(length, 2);
-  $("strip-accepted").textContent = length === null ? "" : `${format(length, 2)} per round`;
+  $("strip-accepted").textContent = length === null ? "" : `${format(length, 2)} a round`;
 }
 
 function showRounds(rounds) {
@@ -133,13 +133,13 @@ function describePlan(figures) {
   if (!figures.n_drafted) return `No drafts in ${figures.n_rounds} rounds (policy ${figures.policy}).`;
   const kept = Math.round((100 * figures.n_accepted) / Math.max(figures.n_scheduled, 1));
   const rounds = `${figures.n_rounds} rounds, policy ${figures.policy}`;
-  return `${rounds}: ${figures.n_drafted} tokens drafted, ${figures.n_scheduled} verified, ${figures.n_accepted} accepted (${kept} %).`;
+  return `${rounds}: ${figures.n_drafted} tokens drafted, ${figures.n_scheduled} verified, ${figures.n_accepted} accepted (${kept}%).`;
 }
 
 function describePositions(scheduled, accepted, nRounds) {
   const percent = (n) => Math.round((100 * n) / nRounds);
   return scheduled
-    .map((n, i) => `position ${i + 1}: verified in ${percent(n)} %, accepted in ${percent(accepted[i] ?? 0)} % of rounds`)
+    .map((n, i) => `position ${i + 1}: verified in ${percent(n)}%, accepted in ${percent(accepted[i] ?? 0)}% of rounds`)
     .join("; ");
 }
 

@@ -73,11 +73,8 @@ export class MarkedText {
     for (let i = this.firstRun(start); start < end; i += 1) {
       const [runEnd, isDrafted] = this.runs[i];
       const piece = this.text.slice(start, Math.min(runEnd, end));
-      if (isDrafted) {
-        const span = make("span", "drafted");
-        span.textContent = piece;
-        parent.append(span);
-      } else parent.append(piece);
+      if (isDrafted) appendDrafted(parent, piece);
+      else parent.append(piece);
       start += piece.length;
     }
   }
@@ -137,6 +134,14 @@ function isSettled(text, end) {
 function endOfLine(text, from) {
   const end = text.indexOf("\n", from);
   return end === -1 ? text.length : end;
+}
+
+// The spaces around a run of drafted words stay without colour.
+function appendDrafted(parent, piece) {
+  const [, before, core, after] = /^(\s*)([^]*?)(\s*)$/.exec(piece);
+  const span = make("span", "drafted");
+  span.textContent = core;
+  parent.append(before, ...(core ? [span] : []), after);
 }
 
 export function make(tag, className) {

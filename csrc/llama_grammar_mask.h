@@ -1,0 +1,24 @@
+// GBNF grammars as token masks, by llama.cpp's grammar engine. Needs a model for its vocabulary only.
+#pragma once
+
+#include "llama_api.h"
+#include "token_mask.h"
+
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace dspark {
+
+struct GrammarOptions {
+    std::string gbnf; // start symbol `root`
+    bool is_lazy = false;
+    std::vector<std::string> trigger_words;    // a lazy grammar binds from the first of these in the text on
+    std::vector<std::string> trigger_patterns; // regular expressions; the text from their first group on is bound
+    std::string prefill; // beginning of what the grammar describes that stands in the prompt already
+};
+
+// Throws std::invalid_argument for a grammar that cannot be parsed or does not begin like `prefill`.
+[[nodiscard]] std::shared_ptr<TokenMask> make_grammar_mask(std::shared_ptr<Model> model, const GrammarOptions& options);
+
+} // namespace dspark

@@ -1,0 +1,219 @@
+"""The loaded models: loaded when asked for, kept for a while, unloaded for others but never while in use.
+
+Owns: which models are in memory. One model is loaded or unloaded at a time. Event loop only; the loading itself runs in
+a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable
+from dataclasses import asdict
+
+from dspark_cpp.llm import LLM
+from dspark_cpp.server.catalog import Catalog, Entry
+from dspark_cpp.server.loaded_model import LoadedModel
+from dspark_cpp.server.problems import Problem
+from dspark_cpp.server.settings import ServerConfig
+
+__all__ = ["EnginePool"]
+
+_log = logging.getLogger(__name__)
+_MEMORY_SHARE = 0.9
+_OVERHEAD = 1.1  # files to memory, before the caches are known
+
+
+class EnginePool:
+    """Loads models and hands them out.
+
+    Parameters
+    ----------
+    catalog
+        Which models there are.
+    config
+        Engine options, memory limit, keep_alive, queue.
+    """
+
+    def __init__(self, catalog: Catalog, config: ServerConfig) -> None:
+        self._catalog = catalog
+        self._config = config
+        self._limit = config.max_memory or int(_MEMORY_SHARE * _installed_bytes())
+        self._models: dict[str, LoadedModel] = {}
+        self._changed = asyncio.Condition()
+        self._notices: set[asyncio.Task[None]] = set()
+        self._n_waiting = 0
+        self._is_closed = False
+
+    @property
+    def models(self) -> list[LoadedModel]:
+        """What is loaded, in the order of loading."""
+        return list(self._models.values())
+
+    @property
+    def n_waiting(self) -> int:
+        """Requests that wait for a model."""
+        return self._n_waiting
+
+    @contextlib.asynccontextmanager
+    async def use(self, name: str, keep_alive: float | None = None) -> AsyncIterator[LoadedModel]:
+        """Hold a loaded model for the time of the block.
+
+        Parameters
+        ----------
+        name
+            Its name.
+        keep_alive
+            Seconds it stays after its last use; None: as configured.
+
+        Raises
+        ------
+        Problem
+            404 without such a model, 503 when too many wait already.
+        """
+        entry = self._catalog.get(name)
+        model = self._idle_or_busy(entry) or await self._wait_for(entry)
+        model.n_users += 1
+        if keep_alive is not None:
+            model.keep_alive = keep_alive
+        try:
+            yield model
+        finally:
+            model.n_users -= 1
+            model.last_used = time.monotonic()
+            if model.n_users == 0:
+                self._announce()
+
+    async def unload(self, name: str) -> None:
+        """Unload a model as soon as nobody uses it; nothing happens if it is not loaded."""
+        entry = self._catalog.get(name)
+        model = self._models.get(entry.name)
+        if model is not None:
+            model.keep_alive = 0.0
+            self._announce()
+
+    async def run(self) -> None:
+        """Unload what was not used for its time; runs until cancelled."""
+        while True:
+            async with self._changed:
+                await self._unload_expired()
+                wait = min((model.expires_in for model in self._idle()), default=math.inf)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._changed.wait(), None if math.isinf(wait) else max(wait, 0.01))
+
+    async def close(self) -> None:
+        """Unload everything, also what is in use: requests end with EngineClosedError."""
+        self._is_closed = True
+        for model in self.models:
+            await self._drop(model)
+
+    def _idle_or_busy(self, entry: Entry) -> LoadedModel | None:
+        model = self._models.get(entry.name)
+        return model if model is not None and model.entry.digest == entry.digest and not model.llm.closed else None
+
+    def _idle(self) -> list[LoadedModel]:
+        return [model for model in self._models.values() if model.n_users == 0]
+
+    def _announce(self) -> None:
+        """Wake who waits; in a task of its own, because a model that is being loaded holds the lock for a while."""
+        task = asyncio.ensure_future(self._notify())
+        self._notices.add(task)
+        task.add_done_callback(self._notices.discard)
+
+    async def _notify(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def _wait_for(self, entry: Entry) -> LoadedModel:
+        if self._n_waiting >= self._config.max_queue:
+            raise Problem(503, "server busy, please try again.  maximum pending requests exceeded", code="server_busy")
+        self._n_waiting += 1
+        try:
+            async with self._changed:
+                while (model := self._idle_or_busy(entry)) is None:
+                    if self._is_closed:
+                        raise Problem(503, "the server is shutting down", code="server_busy")
+                    if not await self._make_room(entry):
+                        await self._changed.wait()
+                        continue
+                    await _uninterrupted(self._load(entry))
+                    self._changed.notify_all()
+                return model
+        finally:
+            self._n_waiting -= 1
+
+    async def _make_room(self, entry: Entry) -> bool:
+        """Unload idle models until this one fits; False: those in use leave no room for now."""
+        old = self._models.get(entry.name)  # the same name with other files
+        if old is not None:
+            if old.n_users:
+                return False
+            await self._drop(old)
+        needed = int(_OVERHEAD * entry.size)
+        if needed > self._limit:
+            raise Problem(500, f"model requires more memory ({needed} bytes) than it may take ({self._limit} bytes)")
+        for model in sorted(self._idle(), key=lambda model: model.last_used):
+            if self._used_bytes() + needed <= self._limit:
+                break
+            await self._drop(model)
+        return not self._models or self._used_bytes() + needed <= self._limit
+
+    async def _shrink(self, newest: LoadedModel) -> None:
+        """Unload idle models while all take too much: what caches take is known only after loading."""
+        for model in sorted(self._idle(), key=lambda model: model.last_used):
+            if model is not newest and self._used_bytes() > self._limit:
+                await self._drop(model)
+
+    def _used_bytes(self) -> int:
+        return sum(model.memory_bytes for model in self._models.values())
+
+    async def _load(self, entry: Entry) -> None:
+        begin = time.monotonic()
+        try:
+            llm = await asyncio.to_thread(self._open, entry)
+        except Exception as error:
+            _log.warning("cannot load model %s: %s", entry.name, error)
+            raise
+        model = LoadedModel(entry, llm, self._config.keep_alive, self._config.engine.n_parallel)
+        await model.warm_up()
+        model.load_seconds = time.monotonic() - begin
+        self._models[entry.name] = model
+        await self._shrink(model)
+        _log.info("loaded model %s in %.2f s, %d bytes", entry.name, model.load_seconds, model.memory_bytes)
+
+    def _open(self, entry: Entry) -> LLM:
+        self._catalog.check(entry)
+        options = asdict(self._config.engine) | {"max_queue": self._config.max_queue}
+        if (n_ctx := entry.parameters.get("num_ctx")) and not options["n_ctx"]:
+            options["n_ctx"] = int(n_ctx)
+        return LLM(entry.target, entry.draft, **options)
+
+    async def _unload_expired(self) -> None:
+        for model in self._idle():
+            if model.expires_in <= 0:
+                await self._drop(model)
+                self._changed.notify_all()
+
+    async def _drop(self, model: LoadedModel) -> None:
+        self._models.pop(model.entry.name, None)
+        await model.close()
+        _log.info("unloaded model %s", model.entry.name)
+
+
+async def _uninterrupted(work: Awaitable[None]) -> None:
+    """Finish work that a client who leaves must not cut in half, then let it be cancelled."""
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        with contextlib.suppress(Exception):
+            await task
+        raise
+
+
+def _installed_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,0 +1,49 @@
+"""A process of its own for chat templates and JSON schemas: run as `python -m dspark_cpp.server.template_worker`.
+
+A template comes with a model's file and is a program: it may loop for hours or fill the memory. Here it can do so
+without the server: the parent ends this process after a time, the memory is limited, the environment is bare. One JSON
+value per line comes in, one goes out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from dspark_cpp import _core
+
+_MEMORY_BYTES = 1 << 30
+
+
+def main() -> None:
+    """Answer until the input ends."""
+    _limit_memory()
+    for line in sys.stdin.buffer:
+        sys.stdout.buffer.write(json.dumps(_answer(line)).encode() + b"\n")
+        sys.stdout.buffer.flush()
+
+
+def _answer(line: bytes) -> dict[str, Any]:
+    try:
+        request = json.loads(line)
+        work = {"plan": _core.plan_chat, "grammar": _core.json_schema_to_grammar}[request["work"]]
+        return {"result": work(json.dumps(request["argument"], ensure_ascii=False))}
+    except (ValueError, MemoryError) as error:
+        return {"error": str(error) or "out of memory"}
+
+
+def _limit_memory() -> None:
+    """Allow this much more than the libraries have mapped already."""
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        n_pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+        limit = n_pages * resource.getpagesize() + _MEMORY_BYTES
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""Real use: clients that leave, a full queue, time limits, models that come and go, the end of the server."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+
+import httpx
+import pytest
+
+from .conftest import QUESTION, run_server
+
+NUMBERS = {"type": "array", "items": {"type": "integer"}, "minItems": 700}  # the pair's own answers are short
+LONG = {
+    "model": "demo",
+    "prompt": "Count.",
+    "format": NUMBERS,
+    "options": {"num_predict": 1500, "temperature": 1, "seed": 1},
+}
+
+
+def wait_until(holds, seconds=15.0):
+    """Wait for something that follows soon."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if holds():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def n_busy(server) -> float:
+    """Places in use and requests that wait."""
+    figures = server.metrics
+    return sum(value for name, value in figures.items() if name.startswith(("dspark_running{", "dspark_queued{")))
+
+
+def test_leaving_a_stream_cancels(server, http):
+    with http.stream("POST", "/api/generate", json=LONG) as answer:
+        next(answer.iter_lines())
+        assert n_busy(server) >= 1
+    assert wait_until(lambda: n_busy(server) == 0, 5)
+
+
+def test_leaving_before_the_answer_cancels(server, http):
+    for body in (LONG | {"stream": False}, LONG | {"prompt": "word " * 400, "stream": False}):
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{server.url}/api/generate", json=body, timeout=httpx.Timeout(10, read=0.15))
+        assert wait_until(lambda: n_busy(server) == 0, 5)
+    assert wait_until(lambda: "status=499" in server.log.read_text(), 5)
+
+
+def test_many_at_once_answer_as_alone(server, http):
+    questions = [f"What is {i} + 7?" for i in range(12)]
+
+    def ask(question):
+        body = {"model": "demo", "messages": [{"role": "user", "content": question}], "stream": False}
+        body["options"] = {"temperature": 0, "num_predict": 24}
+        return httpx.post(f"{server.url}/api/chat", json=body, timeout=120).json()["message"]["content"]
+
+    alone = [ask(question) for question in questions]
+    together: dict[int, str] = {}
+    threads = [threading.Thread(target=lambda i=i: together.update({i: ask(questions[i])})) for i in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    n_same = sum(together[i] == alone[i] for i in range(12))
+    assert n_same >= 10  # quantized weights: a tie may fall the other way in another batch
+
+
+def test_dspark_figures_are_shown_on_request(http):
+    body = {"model": "demo", "messages": [{"role": "user", "content": QUESTION}], "dspark": True}
+    body["options"] = {"temperature": 0, "num_predict": 30}
+    lines = [json.loads(line) for line in http.post("/api/chat", json=body).text.splitlines()]
+    for line in lines[:-1]:
+        assert "".join(line["dspark"]["tokens"]) == line["message"]["content"]
+        assert len(line["dspark"]["tokens"]) == len(line["dspark"]["drafted"])
+    assert sum(len(line["dspark"]["tokens"]) for line in lines[:-1]) == 30
+    last = lines[-1]["dspark"]
+    assert last["n_accepted"] == sum(last["accepted_per_position"]) > 0
+    assert sum(flag for line in lines[:-1] for flag in line["dspark"]["drafted"]) == pytest.approx(
+        last["n_accepted"], abs=1
+    )
+    plain = [json.loads(line) for line in http.post("/api/chat", json=body | {"dspark": False}).text.splitlines()]
+    assert all("dspark" not in line for line in plain[:-1])
+
+
+def test_metrics_tell_of_speculation(server, http):
+    http.post("/api/generate", json=LONG | {"options": {"num_predict": 20, "temperature": 0}, "stream": False})
+    figures = server.metrics
+    for name in (
+        "dspark_rounds_total",
+        "dspark_draft_tokens_total",
+        "dspark_scheduled_rounds_total",
+        "dspark_cache_share",
+    ):
+        assert any(key.startswith(name) for key in figures), name
+    assert figures['dspark_tokens_total{kind="generated",model="demo:latest"}'] >= 20
+
+
+def test_errors_after_the_beginning_are_lines(tmp_path):
+    with run_server(tmp_path, "--demo", "--no-store", "--request-timeout", "0.5") as server, server.client() as client:
+        lines = client.post("/api/generate", json=LONG).text.splitlines()
+        assert json.loads(lines[-1])["error"] == "request timed out after 0.5 s"
+        whole = client.post("/api/generate", json=LONG | {"stream": False})
+        assert whole.status_code == 503
+        assert whole.headers["retry-after"]
+        body = {"model": "demo", "messages": [{"role": "user", "content": "Hi"}], "stream": True, "max_tokens": 1500}
+        body["response_format"] = {"type": "json_schema", "json_schema": {"name": "n", "schema": NUMBERS}}
+        events = client.post("/v1/chat/completions", json=body).text.strip().split("\n\n")
+        assert json.loads(events[-1].removeprefix("data: "))["error"]["code"] == "timeout"
+        assert wait_until(lambda: n_busy(server) == 0, 5)
+
+
+def test_full_queue_is_told(tmp_path):
+    arguments = ("--demo", "--no-store", "--max-queue", "2", "--n-parallel", "1")
+    with run_server(tmp_path, *arguments) as server:
+        httpx.post(f"{server.url}/api/generate", json={"model": "demo", "prompt": ""}, timeout=60)
+        answers = []
+
+        def ask():
+            answers.append(httpx.post(f"{server.url}/api/generate", json=LONG | {"stream": False}, timeout=120))
+
+        threads = [threading.Thread(target=ask) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        codes = sorted(answer.status_code for answer in answers)
+        assert codes[0] == 200
+        assert codes[-1] == 503
+        refused = next(answer for answer in answers if answer.status_code == 503)
+        assert refused.headers["retry-after"] == "1"
+        assert refused.json()["error"]
+
+
+def test_two_models_share_a_memory_that_holds_one(tmp_path, demo_target):
+    arguments = ("--demo", "--model", str(demo_target), "--name", "plain", "--no-store", "--max-memory", "0.05")
+    with run_server(tmp_path, *arguments) as server, server.client() as client:
+        for name in ("demo", "plain", "demo"):
+            answer = client.post("/api/generate", json={"model": name, "prompt": "x", "options": {"num_predict": 3}})
+            assert answer.status_code == 200
+            running = [model["name"] for model in client.get("/api/ps").json()["models"]]
+            assert running == [f"{name}:latest"]
+
+
+def test_models_leave_after_their_time(tmp_path):
+    with run_server(tmp_path, "--demo", "--no-store", "--keep-alive", "300ms") as server, server.client() as client:
+        client.post("/api/generate", json={"model": "demo", "prompt": "x", "options": {"num_predict": 2}})
+        assert wait_until(lambda: client.get("/api/ps").json()["models"] == [], 5)
+        client.post(
+            "/api/generate", json={"model": "demo", "prompt": "x", "keep_alive": -1, "options": {"num_predict": 2}}
+        )
+        time.sleep(0.6)
+        assert len(client.get("/api/ps").json()["models"]) == 1
+
+
+def test_first_signal_drains_and_second_stops(tmp_path):
+    with run_server(tmp_path, "--demo", "--no-store", "--drain-timeout", "30") as server:
+        lines = []
+
+        def read():
+            with server.client() as client, client.stream("POST", "/api/generate", json=LONG) as answer:
+                lines.extend(answer.iter_lines())
+
+        thread = threading.Thread(target=read)
+        thread.start()
+        assert wait_until(lambda: lines)
+        server.process.send_signal(signal.SIGTERM)
+        thread.join(timeout=30)
+        assert json.loads(lines[-1])["done"]
+        assert server.process.wait(timeout=10) == 0
+    (tmp_path / "b").mkdir()
+    arguments = ("--demo", "--no-store", "--drain-timeout", "30")
+    with (
+        run_server(tmp_path / "b", *arguments) as server,
+        server.client() as client,
+        client.stream("POST", "/api/generate", json=LONG) as answer,
+    ):
+        next(answer.iter_lines())
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        server.process.send_signal(signal.SIGTERM)
+        begin = time.monotonic()
+        assert server.process.wait(timeout=10) == 130
+        assert time.monotonic() - begin < 3

@@ -1,0 +1,65 @@
+"""Templates are programs of strangers: they run apart, and a bomb costs its own request only."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import httpx
+import pytest
+from dspark_cpp.server.problems import BadRequestError
+from dspark_cpp.server.template_sandbox import TemplateSandbox
+
+from .conftest import run_server
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
+)
+REQUEST = {"bos_token": "", "eos_token": "", "messages": [{"role": "user", "content": "Hi"}]}
+TIME_BOMB = (
+    "{% for i in range(100000) %}{% for j in range(100000) %}"
+    "{% for k in range(100000) %}{% endfor %}{% endfor %}{% endfor %}"
+)
+MEMORY_BOMB = (
+    "{% set ns = namespace(s='x' * 1) %}{% for i in range(60) %}{% set ns.s = ns.s + ns.s %}{% endfor %}{{ ns.s }}"
+)
+
+
+def ask(template: str, seconds: float = 2.0) -> str:
+    """Render `template`, then a good one in the same sandbox."""
+
+    async def work() -> str:
+        sandbox = TemplateSandbox(seconds)
+        try:
+            with pytest.raises(BadRequestError) as caught:
+                await sandbox.plan_chat(REQUEST | {"template": template})
+            good = await sandbox.plan_chat(REQUEST | {"template": CHATML})
+            assert good["prompt"].startswith("<|im_start|>user\nHi<|im_end|>")
+            return str(caught.value)
+        finally:
+            await sandbox.close()
+
+    return asyncio.run(work())
+
+
+@pytest.mark.parametrize("bomb", [TIME_BOMB, MEMORY_BOMB], ids=["time", "memory"])
+def test_bombs_end_and_leave_the_sandbox_usable(bomb):
+    begin = time.monotonic()
+    ask(bomb)
+    assert time.monotonic() - begin < 15
+
+
+@pytest.mark.parametrize("template", ["{{ unclosed", "{% include '/etc/passwd' %}", "{{ raise_exception('no') }}"])
+def test_bad_templates_are_told(template):
+    assert "template" in ask(template)
+
+
+def test_server_survives_a_model_with_a_bomb(tmp_path, demo_target):
+    bomb = tmp_path / "bomb.jinja"
+    bomb.write_text(TIME_BOMB + CHATML)
+    arguments = ("--model", str(demo_target), "--name", "bad", "--template", str(bomb), "--no-store")
+    with run_server(tmp_path, *arguments) as server, server.client() as client:
+        answer = client.post("/api/generate", json={"model": "bad", "prompt": "x", "raw": True, "stream": False,
+                                                    "options": {"num_predict": 2}})  # fmt: skip
+        assert answer.status_code == 200
+        assert httpx.get(f"{server.url}/health").status_code == 200

@@ -1,0 +1,101 @@
+"""Grammars under speculation on the bundled pair: what comes out obeys them, and drafts do not change it."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from dspark_cpp import LLM, SamplingParams, _core
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 12},
+        "count": {"type": "integer"},
+        "kind": {"enum": ["cat", "dog"]},
+    },
+    "required": ["name", "count", "kind"],
+}
+GBNF = 'root ::= "{" [a-z]{3,8} ":" [0-9]{1,4} "}"'
+
+
+@pytest.fixture(scope="module")
+def grammar(llm: LLM) -> _core.Grammar:
+    return _core.Grammar(llm.model, GBNF)
+
+
+def run(llm: LLM, params: SamplingParams, grammar: _core.Grammar) -> tuple[str, _core.Event]:
+    """Text of one request, and its last event."""
+    import queue
+
+    inbox: queue.Queue[_core.Event] = queue.Queue()
+    prompt = llm.tokenize("<|im_start|>user\nTell me about cats.<|im_end|>\n<|im_start|>assistant\n")
+    llm.submit(prompt, params, inbox.put, grammar=grammar)
+    tokens: list[int] = []
+    while True:
+        event = inbox.get(timeout=60)
+        tokens += event.tokens
+        if event.finish_reason is not None:
+            return llm.detokenize(tokens), event
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_text_is_in_the_language_of_the_grammar(llm, grammar, temperature):
+    for seed in range(5):
+        text, last = run(llm, SamplingParams(temperature=temperature, seed=seed, max_tokens=60), grammar)
+        assert last.finish_reason == "stop"
+        assert re.fullmatch(r"\{[a-z]{3,8}:[0-9]{1,4}\}", text)
+
+
+def test_drafts_do_not_change_the_text(llm, grammar):
+    for temperature in (0.0, 0.9):
+        texts = {
+            run(llm, SamplingParams(temperature=temperature, seed=4, max_tokens=60, draft=draft), grammar)[0]
+            for draft in ("off", 3, 7)
+        }
+        assert len(texts) == 1
+
+
+def test_schema_gives_json_of_its_form(llm):
+    grammar = _core.Grammar(llm.model, _core.json_schema_to_grammar(json.dumps(SCHEMA)))
+    text, last = run(llm, SamplingParams(temperature=0.7, seed=1, max_tokens=400), grammar)
+    assert last.finish_reason == "stop"
+    found = json.loads(text)
+    assert set(found) == {"name", "count", "kind"}
+    assert isinstance(found["count"], int)
+    assert found["kind"] in ("cat", "dog")
+
+
+def test_allows_tells_beginnings_from_other_texts(llm, grammar):
+    assert grammar.allows(llm.model, "{cats:12")
+    assert grammar.allows(llm.model, "{cats:12}")
+    assert not grammar.allows(llm.model, "{cats:12}x")
+    assert not grammar.allows(llm.model, "{Cats")
+
+
+def test_lazy_grammar_binds_from_its_trigger_on(llm):
+    lazy = _core.Grammar(llm.model, 'root ::= "<a>" [0-9]+', is_lazy=True, trigger_words=["<a>"])
+    assert lazy.allows(llm.model, "any text at all, however long. " * 20)
+    assert lazy.allows(llm.model, "text <a>123")
+    assert not lazy.allows(llm.model, "text <a>12x")
+
+
+def test_prefill_goes_before(llm):
+    grammar = _core.Grammar(llm.model, 'root ::= "<a>" [0-9]+', prefill="<a>")
+    assert grammar.allows(llm.model, "123")
+    assert not grammar.allows(llm.model, "<a>")
+    with pytest.raises(ValueError, match="grammar must begin like the prompt's end"):
+        _core.Grammar(llm.model, 'root ::= "<a>" [0-9]+', prefill="<b>")
+
+
+def test_bad_grammar_is_refused(llm):
+    with pytest.raises(ValueError, match="grammar must be a GBNF grammar with a rule `root`"):
+        _core.Grammar(llm.model, "nonsense ::=")
+    with pytest.raises(ValueError, match="cannot use the JSON schema"):
+        _core.json_schema_to_grammar("[1")
+
+
+def test_other_rules_are_refused(llm, grammar):
+    with pytest.raises(ValueError, match="verification must be auto or exact with a grammar"):
+        llm.submit([1], SamplingParams(verification="block"), print, grammar=grammar)
