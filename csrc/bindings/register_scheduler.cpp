@@ -242,7 +242,7 @@ class BoundScheduler {
     void observe_step(int32_t n_drafting, int32_t n_drafted_rows, int32_t n_committed, double draft_ms,
                       double verify_ms, double total_ms) {
         scheduler_.observe_step(load_, static_cast<int32_t>(proposals_.size()), n_drafting, n_drafted_rows, n_committed,
-                                {draft_ms, verify_ms, total_ms});
+                                {draft_ms, 0, verify_ms, total_ms});
     }
     void forget(uint64_t request_id) { scheduler_.forget(request_id); }
     [[nodiscard]] double speedup() const { return scheduler_.speedup(); }
