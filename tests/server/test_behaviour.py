@@ -123,7 +123,8 @@ def test_full_queue_is_told(tmp_path):
         answers = []
 
         def ask():
-            answers.append(httpx.post(f"{server.url}/api/generate", json=LONG | {"stream": False}, timeout=120))
+            body = LONG | {"stream": False, "options": {"num_predict": 200}}
+            answers.append(httpx.post(f"{server.url}/api/generate", json=body, timeout=120))
 
         threads = [threading.Thread(target=ask) for _ in range(8)]
         for thread in threads:
