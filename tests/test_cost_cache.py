@@ -14,7 +14,7 @@ from dspark_cpp.cost_cache import CostCache, cache_folder
 
 CURVES = cast(
     "_core.CostCurves",
-    {"verify": [(1, 24.0), (2, 46.5)], "prefill": [(1, 20.0)], "draft": [(1, 9.0)],
+    {"verify": [(1, 24.0), (2, 46.5)], "prefill": [(1, 20.0)], "draft": [(1, 9.0)], "inject": [(1, 2.0)],
      "verify_ms_per_row_cell": 0.0, "draft_ms_per_block_cell": 0.001},
 )  # fmt: skip
 MODEL = {
@@ -24,6 +24,7 @@ MODEL = {
     "n_params": 2,
     "n_layer": 3,
     "n_vocab": 4,
+    "uses_kernels": False,
 }
 SETTINGS = {"n_ctx": 4096, "n_threads": 2, "kv_type": "f16"}
 
@@ -51,7 +52,10 @@ def test_costs_come_back() -> None:
 
 def test_every_ingredient_changes_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
     paths = [cache().path, cache(drafter=model()).path]
-    paths += [cache(model(**{name: "x" if isinstance(value, str) else 99})).path for name, value in MODEL.items()]
+    paths += [
+        cache(model(**{name: "x" if isinstance(value, str) else True if value is False else 99})).path
+        for name, value in MODEL.items()
+    ]
     paths += [cache(**{name: "x"}).path for name in SETTINGS]
     build = _core.build_info()
     device = SimpleNamespace(name="CUDA0", description="H200", memory_total_bytes=1)
