@@ -5,6 +5,7 @@ set(LLAMA_BUILD_COMMON ON)
 foreach(_part TESTS TOOLS EXAMPLES SERVER APP UI)
     option(LLAMA_BUILD_${_part} "" OFF)
 endforeach()
+set(GGML_LLAMAFILE ON CACHE BOOL "" FORCE) # the way in for our kernels, see below
 option(LLAMA_OPENSSL "" OFF)
 option(LLAMA_SUBPROCESS "" OFF)
 # Without these llama.cpp would report the commit of our repository as its own.
@@ -23,3 +24,14 @@ if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
         target_compile_options(ggml-cpu PRIVATE -mno-amx-tile -mno-amx-int8 -mno-amx-bf16)
     endif()
 endif()
+
+# Our kernels take the place of llamafile_sgemm and of the tiled path that comes before it for K-quants; upstream's
+# stay, under other names, for what ours do not cover.
+set(_ggml_cpu_dir "${DSPARK_LLAMA_CPP_DIR}/ggml/src/ggml-cpu")
+set_source_files_properties("${_ggml_cpu_dir}/llamafile/sgemm.cpp" TARGET_DIRECTORY ggml-cpu
+    PROPERTIES COMPILE_DEFINITIONS "llamafile_sgemm=ggml_llamafile_sgemm")
+set_source_files_properties("${_ggml_cpu_dir}/tiled/tiled.cpp" TARGET_DIRECTORY ggml-cpu
+    PROPERTIES COMPILE_DEFINITIONS "ggml_compute_forward_mul_mat_tiled=ggml_upstream_mul_mat_tiled")
+target_sources(ggml-cpu PRIVATE "${PROJECT_SOURCE_DIR}/csrc/kernels/ggml_entry.cpp")
+target_include_directories(ggml-cpu PRIVATE "${PROJECT_SOURCE_DIR}/csrc")
+target_link_libraries(ggml-cpu PRIVATE dspark_kernels)

@@ -25,6 +25,18 @@ class Measurement {
         if (options_.n_rows < 2 || options_.n_cells <= 2 * kPromptRows) {
             return {};
         }
+        try {
+            measure();
+        } catch (...) {
+            clear();
+            throw;
+        }
+        clear();
+        return std::move(curves_);
+    }
+
+  private:
+    void measure() {
         if (drafter_ != nullptr) {
             drafter_->begin_recording();
         }
@@ -40,11 +52,8 @@ class Measurement {
         }
         measure_prefill(budget * 0.9);
         measure_context();
-        clear();
-        return std::move(curves_);
     }
 
-  private:
     template <typename Time> CostPoints sweep(const std::vector<int32_t>& sizes, double end_ms, Time time) {
         std::vector<std::vector<double>> samples(sizes.size());
         size_t n_sizes = sizes.size();
@@ -122,13 +131,14 @@ class Measurement {
     }
 
     void fill_sequences(int32_t n) {
+        const int32_t n_prompt = std::min(kPromptRows, options_.n_batch);
         clear();
         for (int32_t sequence = 0; sequence < n; ++sequence) {
             rows_.clear();
-            add_rows(sequence, 0, kPromptRows, false);
+            add_rows(sequence, 0, n_prompt, false);
             (void)decode_and_inject();
         }
-        end_ = kPromptRows;
+        end_ = n_prompt;
     }
 
     double time_rows(int32_t n, bool output) {
@@ -183,8 +193,10 @@ class Measurement {
 
     // Small sizes in place; then chunks of growing size, each behind the last: the cache fills for measure_context.
     void measure_prefill(double end_ms) {
+        std::vector<int32_t> sizes{1, 2, 4, 8};
+        std::erase_if(sizes, [&](int32_t n) { return n > options_.n_batch; });
         fill_sequences(1);
-        curves_.prefill = sweep({1, 2, 4, 8}, end_ms, [&](int32_t n) { return time_rows(n, false); });
+        curves_.prefill = sweep(sizes, end_ms, [&](int32_t n) { return time_rows(n, false); });
         if (drafter_ != nullptr) {
             measure_injection(end_ms);
         }

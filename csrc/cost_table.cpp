@@ -187,22 +187,34 @@ bool CostTable::knows(const PassShape& pass) const {
 }
 
 void CostTable::observe_verify(const PassShape& pass, double ms) {
-    if (knows(pass)) { // an interpolated size says more of the curve than of the machine
-        slowdown_.push(std::clamp(ms / undisturbed_verify_ms(pass), 0.05, 20.0));
+    const double expected_ms = undisturbed_verify_ms(pass);
+    if (knows(pass) && expected_ms > 0) { // an interpolated size says more of the curve than of the machine
+        slowdown_.push(std::clamp(ms / expected_ms, 0.05, 20.0));
     }
-    const double undisturbed = ms / slowdown();
-    if (pass.n_prefill_rows == 0) {
-        verify_.observe(pass.n_rows, pass.n_cells, undisturbed);
-    } else if (pass.n_rows <= 1) { // a prompt's chunk, with at most the one output at its end
-        prefill_.observe(pass.n_rows + pass.n_prefill_rows, pass.n_cells, undisturbed);
-    }
+    held_.push_back({pass, 0, ms, ++n_passes_});
+    learn_held();
 }
 
 double CostTable::inject_ms(int32_t n_rows) const { return inject_.at(n_rows) * slowdown(); }
 
 // Only target passes tell the machine's speed: one clock for all.
 void CostTable::observe_draft(int32_t n_blocks, int32_t n_cells, double ms) {
-    draft_.observe(n_blocks, n_cells, ms / slowdown());
+    held_.push_back({{0, 0, n_cells}, n_blocks, ms, n_passes_});
+}
+
+void CostTable::learn_held() {
+    for (; !held_.empty() && n_passes_ - held_.front().index >= kHeldPasses; held_.pop_front()) {
+        const Timed& timed = held_.front();
+        const PassShape& pass = timed.pass;
+        const double undisturbed_ms = timed.ms / slowdown();
+        if (timed.n_blocks > 0) {
+            draft_.observe(timed.n_blocks, pass.n_cells, undisturbed_ms);
+        } else if (pass.n_prefill_rows == 0) {
+            verify_.observe(pass.n_rows, pass.n_cells, undisturbed_ms);
+        } else if (pass.n_rows <= 1) { // a prompt's chunk, with at most the one output at its end
+            prefill_.observe(pass.n_rows + pass.n_prefill_rows, pass.n_cells, undisturbed_ms);
+        }
+    }
 }
 
 // Row counts of long waits differ from draft to draft: kept by powers of two, or every count would be a size of its

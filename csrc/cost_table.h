@@ -5,12 +5,15 @@
 // interpolated, sizes beyond continue the last slope. Three disturbances are told apart:
 //   - noise: every size keeps its last samples and answers with their median;
 //   - a machine that is slower now (load, heat): the median ratio of recent passes to their estimate scales all sizes;
+//     a sample waits until as many ratios after it as before it are known, so that a size does not take the change of
+//     the whole machine for its own;
 //   - context: attention costs per row and cell; sizes seen in a context bucket have values of their own there.
 #pragma once
 
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <map>
 #include <span>
 #include <utility>
@@ -118,6 +121,14 @@ class CostTable {
 
   private:
     static constexpr int32_t kMinRatios = 5;
+    static constexpr int64_t kHeldPasses = 4; // half a ring of ratios
+    struct Timed {                            // a target pass, or a draft when n_blocks > 0
+        PassShape pass;
+        int32_t n_blocks;
+        double ms;
+        int64_t index; // of the last target pass before it
+    };
+    void learn_held();
     [[nodiscard]] double undisturbed_verify_ms(const PassShape& pass) const;
     [[nodiscard]] bool knows(const PassShape& pass) const;
 
@@ -126,6 +137,8 @@ class CostTable {
     ContextCost draft_;
     CostCurve inject_;
     MedianRing slowdown_;
+    std::deque<Timed> held_;
+    int64_t n_passes_ = 0;
 };
 
 } // namespace dspark

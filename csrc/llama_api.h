@@ -21,6 +21,7 @@ struct ModelOptions {
     int32_t n_gpu_layers = -1; // layers on the GPU; negative: all
     bool use_mmap = true;
     bool check_tensors = false; // scan the weights for invalid values while loading
+    bool use_kernels = true;    // our products on the CPU (csrc/kernels); false: ggml's, with repacked weights
 };
 
 // What a drafter GGUF says about itself (DESIGN section 3).
@@ -88,6 +89,7 @@ class Model {
     [[nodiscard]] std::string architecture() const;
     [[nodiscard]] std::string description() const;
     [[nodiscard]] uint64_t size_bytes() const;
+    [[nodiscard]] bool uses_kernels() const; // our products on the CPU
     [[nodiscard]] uint64_t n_params() const;
     [[nodiscard]] int32_t n_vocab() const;
     [[nodiscard]] int32_t n_embd() const;

@@ -1,4 +1,5 @@
 // One llama.cpp context: batches in, logits, states and layer inputs out.
+#include "kernels/kernels.h"
 #include "llama_api_impl.h"
 
 #include <algorithm>
@@ -95,8 +96,9 @@ Context::~Context() = default;
 
 namespace {
 
-void run(Context::Impl& impl) {
+void run(Context::Impl& impl, const Model& model) {
     clear_error();
+    kernels::set_enabled(model.impl().use_kernels);
     const int32_t status = llama_process(impl.context, LLAMA_PROCESS_TYPE_DECODE, impl.batch);
     if (status == 0) {
         return;
@@ -141,7 +143,7 @@ void Context::decode_tokens(std::span<const BatchRow> rows) {
                           " rows may have outputs, got " + std::to_string(n_outputs));
     }
     impl.n_rows = static_cast<int32_t>(rows.size());
-    run(impl);
+    run(impl, *model_);
 }
 
 void Context::decode_features(std::span<const float> features, std::span<const int32_t> positions,
@@ -167,7 +169,7 @@ void Context::decode_features(std::span<const float> features, std::span<const i
     // With embeddings on, llama.cpp makes an output, V floats wide, of every row: off while injecting.
     llama_set_embeddings(impl.context, outputs);
     try {
-        run(impl);
+        run(impl, *model_);
     } catch (...) {
         llama_set_embeddings(impl.context, impl.options.embeddings);
         throw;

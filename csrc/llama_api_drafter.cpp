@@ -328,6 +328,7 @@ std::shared_ptr<Model> Model::load_drafter(const std::string& path, const ModelO
     }
     auto impl = std::make_unique<Impl>();
     impl->path = path;
+    impl->use_kernels = options.use_kernels;
     impl->target = std::move(target);
     const Model& owner = *impl->target;
     impl->info = read_drafter_info(file);

@@ -64,6 +64,7 @@ struct Model::Impl {
     const llama_vocab* vocab = nullptr;
     std::shared_ptr<Model> target; // drafters: keeps what they borrow alive
     std::vector<ggml_backend_dev_t> devices;
+    bool use_kernels = true; // ours, whenever this model is the one that decodes
     DrafterInfo info;
     std::map<std::string, TensorBytes> head_tensors;
     HeadWeights heads;

@@ -1,4 +1,5 @@
 // Loading targets, and what a model knows of itself and of text. Drafters: llama_api_drafter.cpp.
+#include "kernels/kernels.h"
 #include "llama_api_impl.h"
 
 #include <array>
@@ -14,6 +15,8 @@ llama_model_params model_params(const ModelOptions& options) {
     params.n_gpu_layers = options.n_gpu_layers;
     params.load_mode = options.use_mmap ? LLAMA_LOAD_MODE_AUTO : LLAMA_LOAD_MODE_NONE;
     params.check_tensors = options.check_tensors;
+    // Repacked weights never reach our kernels.
+    params.use_extra_bufts = !options.use_kernels || kernels::instruction_set() == "none";
     params.progress_callback = [](float, void*) { return true; };
     return params;
 }
@@ -28,18 +31,23 @@ Model::~Model() = default;
 
 std::shared_ptr<Model> Model::load_target(const std::string& path, const ModelOptions& options) {
     ensure_backend();
+    llama_model_params params = model_params(options);
     {
         const GgufFile file(path);
         file.check();
-        if (file.text("general.architecture") == "dflash") {
+        const std::string architecture = file.text("general.architecture");
+        if (architecture == "dflash") {
             throw ModelLoadError("cannot load " + path + " as a target: it is a drafter");
         }
+        // Products with chosen experts never reach our kernels: those weights are better off repacked.
+        params.use_extra_bufts |= file.integer(architecture + ".expert_count", 0) > 0;
     }
     auto impl = std::make_unique<Impl>();
     impl->path = path;
+    impl->use_kernels = options.use_kernels;
     clear_error();
     const AbortGuard guard;
-    llama_model* model = llama_model_load_from_file(path.c_str(), model_params(options));
+    llama_model* model = llama_model_load_from_file(path.c_str(), params);
     if (model == nullptr) {
         throw ModelLoadError("cannot load " + path + ": " + take_error("llama.cpp gave no reason"));
     }
@@ -72,6 +80,7 @@ std::string Model::output_device() const {
 
 const std::string& Model::path() const { return impl_->path; }
 std::string Model::architecture() const { return llm_arch_name(impl_->model->arch); }
+bool Model::uses_kernels() const { return impl_->use_kernels && kernels::instruction_set() != "none"; }
 uint64_t Model::size_bytes() const { return llama_model_size(impl_->model); }
 uint64_t Model::n_params() const { return llama_model_n_params(impl_->model); }
 int32_t Model::n_vocab() const { return llama_vocab_n_tokens(impl_->vocab); }

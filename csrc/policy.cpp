@@ -197,48 +197,100 @@ int32_t equal_prefix(std::span<const DraftedBlock> blocks, std::span<const doubl
     return length;
 }
 
-DraftChoice choose_drafting(std::span<const DraftedBlock> blocks, std::span<const double> cost_ms,
-                            std::span<const double> draft_ms, double tokens_per_ms, double bonus_tokens) {
-    std::vector<std::vector<Slot>> per_block;
-    std::vector<double> total(blocks.size(), 0.0);
-    for (size_t i = 0; i < blocks.size(); ++i) {
-        per_block.push_back(expected_slots(blocks[i], i));
-        for (const Slot& slot : per_block[i]) {
-            total[i] += slot.value;
+namespace {
+
+// What drafting a set of blocks is worth, blocks joining one after the other.
+class DraftSearch {
+  public:
+    DraftSearch(std::span<const DraftedBlock> blocks, std::span<const double> cost_ms, std::span<const double> draft_ms,
+                double tokens_per_ms, double bonus_tokens)
+        : cost_ms_(cost_ms), draft_ms_(draft_ms), price_(tokens_per_ms), bonus_(bonus_tokens) {
+        for (size_t i = 0; i < blocks.size(); ++i) {
+            per_block_.push_back(expected_slots(blocks[i], i));
+        }
+        best_.is_drafting.assign(blocks.size(), 0);
+    }
+
+    // Blocks join by their value beyond what a row costs; row_price 0: by expected tokens.
+    void search(double row_price) {
+        std::vector<double> worth;
+        for (const auto& slots : per_block_) {
+            worth.push_back(0);
+            for (const Slot& slot : slots) {
+                worth.back() += std::max(0.0, slot.value - row_price);
+            }
+        }
+        std::vector<size_t> order(worth.size());
+        std::iota(order.begin(), order.end(), 0);
+        std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return worth[a] > worth[b]; });
+        slots_.clear();
+        for (size_t n = 1; n <= order.size(); ++n) {
+            join(per_block_[order[n - 1]]);
+            weigh(std::span(order).first(n));
         }
     }
-    std::vector<size_t> order(blocks.size());
-    std::iota(order.begin(), order.end(), 0);
-    std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return total[a] > total[b]; });
 
-    DraftChoice choice{std::vector<int8_t>(blocks.size(), 0), 0, 0, 0, 0};
-    std::vector<Slot> slots;
-    size_t n_best = 0;
-    for (size_t n = 1; n <= order.size(); ++n) {
-        const auto& added = per_block[order[n - 1]];
-        const auto middle = static_cast<std::ptrdiff_t>(slots.size());
-        slots.insert(slots.end(), added.begin(), added.end());
-        std::inplace_merge(slots.begin(), slots.begin() + middle, slots.end(), is_worth_more);
-        const size_t count = best_count(slots, cost_ms, 0, tokens_per_ms);
+    [[nodiscard]] const DraftChoice& best() const { return best_; }
+    // What a row of the best set costs on average, in tokens.
+    [[nodiscard]] double row_price() const { return price_ * best_row_ms_; }
+
+  private:
+    void join(const std::vector<Slot>& added) {
+        const auto middle = static_cast<std::ptrdiff_t>(slots_.size());
+        slots_.insert(slots_.end(), added.begin(), added.end());
+        std::inplace_merge(slots_.begin(), slots_.begin() + middle, slots_.end(), is_worth_more);
+    }
+
+    void weigh(std::span<const size_t> members) {
+        if (slots_.empty()) {
+            return;
+        }
+        const size_t n_paying = best_count(slots_, cost_ms_, 0, price_);
+        const size_t count = std::max<size_t>(n_paying, 1); // where none pays: what the first would do
         double value = 0;
         for (size_t k = 0; k < count; ++k) {
-            value += slots[k].value;
+            value += slots_[k].value;
         }
-        const double verify_ms = cost_ms[count] - cost_ms[0];
-        const double extra_ms = draft_ms[n] + verify_ms;
-        const double gain = value + static_cast<double>(n) * bonus_tokens - tokens_per_ms * extra_ms;
-        if (gain > choice.gain_tokens) {
-            choice.gain_tokens = gain;
-            choice.verify_gain_tokens = value - tokens_per_ms * verify_ms;
-            choice.n_tokens = value;
-            choice.extra_ms = extra_ms;
-            n_best = n;
+        const double verify_ms = cost_ms_[count] - cost_ms_[0];
+        const double verify_gain = n_paying > 0 ? value - price_ * verify_ms : 0.0;
+        const double gain =
+            verify_gain + static_cast<double>(members.size()) * bonus_ - price_ * draft_ms_[members.size()];
+        if (gain <= best_gain_) {
+            return;
+        }
+        best_gain_ = gain;
+        best_row_ms_ = verify_ms / static_cast<double>(count);
+        best_.n_tokens = value;
+        best_.extra_ms = draft_ms_[members.size()] + verify_ms;
+        best_.is_drafting.assign(per_block_.size(), 0);
+        if (gain > 0) {
+            best_.gain_tokens = gain;
+            best_.verify_gain_tokens = verify_gain;
+            for (const size_t member : members) {
+                best_.is_drafting[member] = 1;
+            }
         }
     }
-    for (size_t n = 0; n < n_best; ++n) {
-        choice.is_drafting[order[n]] = 1;
-    }
-    return choice;
+
+    std::span<const double> cost_ms_;
+    std::span<const double> draft_ms_;
+    double price_;
+    double bonus_;
+    std::vector<std::vector<Slot>> per_block_;
+    std::vector<Slot> slots_; // of the blocks that joined, best first
+    DraftChoice best_;
+    double best_gain_ = -std::numeric_limits<double>::infinity();
+    double best_row_ms_ = 0;
+};
+
+} // namespace
+
+DraftChoice choose_drafting(std::span<const DraftedBlock> blocks, std::span<const double> cost_ms,
+                            std::span<const double> draft_ms, double tokens_per_ms, double bonus_tokens) {
+    DraftSearch search(blocks, cost_ms, draft_ms, tokens_per_ms, bonus_tokens);
+    search.search(0);
+    search.search(search.row_price()); // few rows among many blocks: good first slots beat long tails
+    return search.best();
 }
 
 } // namespace dspark

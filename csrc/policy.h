@@ -73,8 +73,9 @@ struct DraftChoice {
     std::vector<int8_t> is_drafting; // (n_blocks,)
     double gain_tokens = 0;          // expected: tokens - price * extra time; 0 when nobody drafts
     double verify_gain_tokens = 0;   // the same without the time to draft and without bonuses
-    double n_tokens = 0;             // drafted tokens expected to be accepted
-    double extra_ms = 0;             // time beyond the plain step
+    // The best that drafting can do, whether that pays or not:
+    double n_tokens = 0; // drafted tokens expected to be accepted
+    double extra_ms = 0; // time beyond the plain step
 };
 [[nodiscard]] DraftChoice choose_drafting(std::span<const DraftedBlock> blocks, std::span<const double> cost_ms,
                                           std::span<const double> draft_ms, double tokens_per_ms,

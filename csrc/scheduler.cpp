@@ -135,6 +135,26 @@ void Scheduler::select(std::span<Proposal> proposals, const StepLoad& load) {
     if (!group_.blocks.empty()) {
         select_adaptive(proposals, load);
     }
+    if (options_.equal_lengths) {
+        select_all_or_none(proposals);
+    }
+}
+
+// Equal lengths: one request without a draft leaves all drafts unverified, so a draft, or a probe, is of all requests.
+void Scheduler::select_all_or_none(std::span<Proposal> proposals) const {
+    const auto has = [&](DraftDecision decision) {
+        return std::any_of(proposals.begin(), proposals.end(),
+                           [&](const Proposal& p) { return p.decision == decision; });
+    };
+    const bool is_probe = has(DraftDecision::probe) && !has(DraftDecision::none);
+    if (!is_probe && !has(DraftDecision::none) && !has(DraftDecision::parked)) {
+        return;
+    }
+    for (Proposal& proposal : proposals) {
+        if (proposal.decision != DraftDecision::none) {
+            proposal.decision = is_probe ? DraftDecision::probe : DraftDecision::parked;
+        }
+    }
 }
 
 void Scheduler::select_adaptive(std::span<Proposal> proposals, const StepLoad& load) {
@@ -184,6 +204,7 @@ void Scheduler::probe(std::span<Proposal> proposals, std::span<const double> cos
     length = std::max(length, 1);
     const double cost =
         draft_ms + costs_.inject_ms(candidate->n_waiting) + cost_ms[static_cast<size_t>(length)] - cost_ms[0];
+    probe_cost_ms_ = cost;
     if (probe_credit_ms_ < cost) {
         return;
     }
@@ -288,8 +309,7 @@ void Scheduler::observe_step(const StepLoad& load, int32_t n_requests, int32_t n
     if (n_drafting > 0) {
         costs_.observe_draft(n_drafting, load.n_cells, times.draft_ms);
     }
-    probe_credit_ms_ = std::min(probe_credit_ms_ + kProbeShare * times.total_ms,
-                                10 * (costs_.draft_ms(1, load.n_cells) + step_ms(load, options_.block_size + 1)));
+    probe_credit_ms_ = std::min(probe_credit_ms_ + kProbeShare * times.total_ms, 2 * probe_cost_ms_);
     if (n_requests == 0 || load.n_prefill_rows > 0) {
         return;
     }

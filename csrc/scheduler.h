@@ -102,6 +102,7 @@ class Scheduler {
     [[nodiscard]] double price(const StepLoad& load, size_t n_requests) const;
     void select_adaptive(std::span<Proposal> proposals, const StepLoad& load);
     void probe(std::span<Proposal> proposals, std::span<const double> cost_ms, double draft_ms, double tokens_per_ms);
+    void select_all_or_none(std::span<Proposal> proposals) const;
     void schedule_adaptive(std::span<const Proposal> proposals, const StepLoad& load, std::span<int32_t> prefix_len);
     void schedule_algorithm1(std::span<const Proposal> proposals, const StepLoad& load, std::span<int32_t> prefix_len);
 
@@ -117,6 +118,7 @@ class Scheduler {
     double bonus_tokens_ = 0;    // what confidences gain a block beyond its expectation, see choose_drafting
     double expected_gain_ = 0;   // of this step's blocks, before their confidences were known
     double probe_credit_ms_ = 0; // time that probing may cost
+    double probe_cost_ms_ = 0;   // of the probe last thought of
     int32_t probe_len_ = 0;
     std::vector<uint64_t> probed_; // parked requests, the longest unprobed first
     Group group_;

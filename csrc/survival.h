@@ -43,6 +43,7 @@ class SurvivalEstimator {
     // anything would go on expecting what it expected before.
     void observe(const SurvivalKey& key, std::span<const float> logits, int32_t prefix_len, int32_t n_accepted);
     void forget(uint64_t request_id) { requests_.erase(request_id); }
+    [[nodiscard]] size_t n_requests() const { return requests_.size(); } // not forgotten yet
 
   private:
     struct Rate { // decayed counts of one slot

@@ -33,6 +33,7 @@ LAYOUT = [
     "engine_loop",
     "chat",
     "config",
+    "bench_kernels",
     "store",
     "calibration_files",
     "calibration",

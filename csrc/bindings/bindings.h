@@ -11,3 +11,5 @@ void register_context_probe(pybind11::module_& module); // after register_testin
 void register_graph_head(pybind11::module_& module);
 void register_math(pybind11::module_& module);
 void register_synthetic(pybind11::module_& module);
+void register_scheduler(pybind11::module_& module);
+void register_kernels(pybind11::module_& module);

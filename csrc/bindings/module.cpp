@@ -52,4 +52,6 @@ PYBIND11_MODULE(_core, module) {
     register_context_probe(module);
     register_graph_head(module);
     register_math(module);
+    register_scheduler(module);
+    register_kernels(module);
 }

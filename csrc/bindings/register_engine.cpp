@@ -1,6 +1,7 @@
 // The engine, its options and its events.
 #include "bindings.h"
 #include "bound_engine.h"
+#include "cost_dicts.h"
 
 #include <pybind11/stl.h>
 
@@ -94,28 +95,6 @@ std::vector<CalibrationEntry> make_calibration(const std::vector<CalibrationTupl
         entries.push_back({*rule, temperature, sts, acceptance});
     }
     return entries;
-}
-
-py::dict curves_to_dict(const CostCurves& curves) {
-    py::dict dict;
-    dict["verify"] = curves.verify;
-    dict["prefill"] = curves.prefill;
-    dict["draft"] = curves.draft;
-    dict["inject"] = curves.inject;
-    dict["verify_ms_per_row_cell"] = curves.verify_ms_per_row_cell;
-    dict["draft_ms_per_block_cell"] = curves.draft_ms_per_block_cell;
-    return dict;
-}
-
-CostCurves curves_from_dict(const py::dict& dict) {
-    CostCurves curves{dict["verify"].cast<CostPoints>(),
-                      dict["prefill"].cast<CostPoints>(),
-                      dict["draft"].cast<CostPoints>(),
-                      dict["inject"].cast<CostPoints>(),
-                      dict["verify_ms_per_row_cell"].cast<double>(),
-                      dict["draft_ms_per_block_cell"].cast<double>()};
-    curves.validate();
-    return curves;
 }
 
 py::dict measure_engine_costs(BoundEngine& bound, double budget_ms) {

@@ -78,15 +78,17 @@ void register_drafter_info(py::module_& module) {
         .def_readonly("n_vocab_draft", &DrafterInfo::n_vocab_draft);
 }
 
-std::shared_ptr<Model> load_target(const std::string& path, int32_t n_gpu_layers, bool use_mmap, bool check_tensors) {
+std::shared_ptr<Model> load_target(const std::string& path, int32_t n_gpu_layers, bool use_mmap, bool check_tensors,
+                                   bool use_kernels) {
     const py::gil_scoped_release release;
-    return Model::load_target(path, ModelOptions{n_gpu_layers, use_mmap, check_tensors});
+    return Model::load_target(path, ModelOptions{n_gpu_layers, use_mmap, check_tensors, use_kernels});
 }
 
 std::shared_ptr<Model> load_drafter(const std::string& path, std::shared_ptr<Model> target, int32_t n_gpu_layers,
-                                    bool use_mmap, bool check_tensors) {
+                                    bool use_mmap, bool check_tensors, bool use_kernels) {
     const py::gil_scoped_release release;
-    return Model::load_drafter(path, ModelOptions{n_gpu_layers, use_mmap, check_tensors}, std::move(target));
+    return Model::load_drafter(path, ModelOptions{n_gpu_layers, use_mmap, check_tensors, use_kernels},
+                               std::move(target));
 }
 
 py::dict metadata(const Model& model) {
@@ -110,13 +112,15 @@ void register_models(py::module_& module) {
     register_drafter_info(module);
     py::class_<Model, std::shared_ptr<Model>>(module, "Model", py::is_final())
         .def_static("load_target", &load_target, py::arg("path"), py::kw_only(), py::arg("n_gpu_layers") = -1,
-                    py::arg("use_mmap") = true, py::arg("check_tensors") = false)
+                    py::arg("use_mmap") = true, py::arg("check_tensors") = false, py::arg("use_kernels") = true)
         .def_static("load_drafter", &load_drafter, py::arg("path"), py::arg("target").none(false), py::kw_only(),
-                    py::arg("n_gpu_layers") = -1, py::arg("use_mmap") = true, py::arg("check_tensors") = false)
+                    py::arg("n_gpu_layers") = -1, py::arg("use_mmap") = true, py::arg("check_tensors") = false,
+                    py::arg("use_kernels") = true)
         .def_property_readonly("path", &Model::path)
         .def_property_readonly("architecture", &Model::architecture)
         .def_property_readonly("description", &Model::description)
         .def_property_readonly("size_bytes", &Model::size_bytes)
+        .def_property_readonly("uses_kernels", &Model::uses_kernels)
         .def_property_readonly("n_params", &Model::n_params)
         .def_property_readonly("n_vocab", &Model::n_vocab)
         .def_property_readonly("n_embd", &Model::n_embd)

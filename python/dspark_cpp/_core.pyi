@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from typing import TypedDict, final
 
+import numpy as np
+import numpy.typing as npt
+
 __version__: str
 llama_cpp_commit: str
 
@@ -74,11 +77,22 @@ class Model:
 
     @staticmethod
     def load_target(
-        path: str, *, n_gpu_layers: int = -1, use_mmap: bool = True, check_tensors: bool = False
+        path: str,
+        *,
+        n_gpu_layers: int = -1,
+        use_mmap: bool = True,
+        check_tensors: bool = False,
+        use_kernels: bool = True,
     ) -> Model: ...
     @staticmethod
     def load_drafter(
-        path: str, target: Model, *, n_gpu_layers: int = -1, use_mmap: bool = True, check_tensors: bool = False
+        path: str,
+        target: Model,
+        *,
+        n_gpu_layers: int = -1,
+        use_mmap: bool = True,
+        check_tensors: bool = False,
+        use_kernels: bool = True,
     ) -> Model: ...
     @property
     def path(self) -> str: ...
@@ -88,6 +102,8 @@ class Model:
     def description(self) -> str: ...
     @property
     def size_bytes(self) -> int: ...
+    @property
+    def uses_kernels(self) -> bool: ...  # our products on the CPU; false: ggml's
     @property
     def n_params(self) -> int: ...
     @property
@@ -388,3 +404,19 @@ class Engine:
     def cache_positions(
         self,
     ) -> list[tuple[int, int, int]]: ...  # per running request: id, last target, last draft position
+
+# Matrix kernels.
+
+def kernel_types() -> list[str]: ...
+def kernel_instruction_set() -> str: ...
+def n_math_threads() -> int: ...
+def quantize_rows(type_name: str, values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]: ...
+
+@final
+class MatrixBench:
+    def __init__(
+        self, type_name: str, rows: npt.NDArray[np.uint8], *, n_values: int, n_matrices: int = 1, n_threads: int = 1
+    ) -> None: ...
+    @property
+    def can_repack(self) -> bool: ...
+    def multiply(self, path: str, x: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], float]: ...

@@ -131,7 +131,7 @@ def info(
     draft: Annotated[Path | None, typer.Option("--draft", "-d", help="GGUF file of its drafter.")] = None,
 ) -> None:
     """Show what this build is and what it runs on, or what a target and its drafter take of memory."""
-    from dspark_cpp._core import build_info
+    from dspark_cpp._core import build_info, kernel_instruction_set, kernel_types
 
     if target is not None:
         from dspark_cpp.info import describe_memory
@@ -148,6 +148,7 @@ def info(
         ("llama.cpp", build.llama_cpp_commit),
         ("backends", ", ".join(build.backends)),
         ("features", build.system_info),
+        ("kernels", f"{kernel_instruction_set()}: {', '.join(kernel_types()) or 'none'}; other types: ggml"),
         *(("device", _describe_device(device)) for device in build.devices),
     ]
     for name, value in rows:

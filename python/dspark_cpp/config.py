@@ -18,6 +18,7 @@ from dspark_cpp.calibration import Calibration
 __all__ = [
     "CalibrateConfig",
     "CostSource",
+    "CpuKernels",
     "DemoConfig",
     "DraftChoice",
     "EngineConfig",
@@ -35,6 +36,7 @@ __all__ = [
 Verification = Literal["auto", "exact", "rejection", "block"]
 Head = Literal["candidates", "full", "graph"]
 KVType = Literal["f16", "f32", "bf16", "q8_0", "q4_0"]
+CpuKernels = Literal["auto", "ggml"]
 DraftChoice = Literal["auto", "off"] | int
 Policy = str | int
 Objective = Literal["throughput", "latency"]
@@ -203,6 +205,9 @@ class EngineConfig:
         Map the files instead of reading them.
     check_tensors : bool
         Look for invalid numbers in the files while loading.
+    cpu_kernels : {"auto", "ggml"}
+        Matrix products on the CPU: "auto" takes our kernels for the weight types that they multiply faster on this
+        processor (`dspark info` lists them), "ggml" llama.cpp's own, with repacked weights.
 
     Raises
     ------
@@ -230,6 +235,7 @@ class EngineConfig:
     flash_attention: bool | None = None
     use_mmap: bool = True
     check_tensors: bool = False
+    cpu_kernels: CpuKernels = "auto"
 
     def __post_init__(self) -> None:
         for name, (low, high) in _ENGINE_RANGES.items():
@@ -240,6 +246,7 @@ class EngineConfig:
             _check_bool("flash_attention", self.flash_attention)
         _check_choice("kv_type", self.kv_type, get_args(KVType))
         _check_choice("head", self.head, get_args(Head))
+        _check_choice("cpu_kernels", self.cpu_kernels, get_args(CpuKernels))
         _check_choice("objective", self.objective, get_args(Objective))
         _check_choice("costs", self.costs, get_args(CostSource))
         _store(self, "policy", _policy(self.policy))
@@ -349,6 +356,7 @@ class EngineOptions(TypedDict, total=False):
     flash_attention: bool | None
     use_mmap: bool
     check_tensors: bool
+    cpu_kernels: CpuKernels
 
 
 _ENGINE_RANGES = {

@@ -393,6 +393,7 @@ def _load_models(
         "n_gpu_layers": config.n_gpu_layers,
         "use_mmap": config.use_mmap,
         "check_tensors": config.check_tensors,
+        "use_kernels": config.cpu_kernels == "auto",
     }
     target = model if isinstance(model, _core.Model) else _core.Model.load_target(os.fspath(model), **options)
     if draft is None or isinstance(draft, _core.Model):

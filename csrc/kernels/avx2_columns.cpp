@@ -1,0 +1,137 @@
+// Quantizes the columns of X to 8 bits, bit for bit as ggml does for the partner type, and writes them as tiles.
+#include "kernels/avx2.h"
+
+namespace dspark::kernels::avx2 {
+namespace {
+
+float largest_of(__m256 v) {
+    __m128 m = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+    return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
+}
+
+__m256 magnitude(__m256 v) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0F), v); }
+
+float largest_magnitude(const float* x, int n_values) {
+    __m256 largest = _mm256_setzero_ps();
+    for (int i = 0; i < n_values; i += 8) {
+        largest = _mm256_max_ps(magnitude(_mm256_loadu_ps(x + i)), largest);
+    }
+    return largest_of(largest);
+}
+
+// The first value of that magnitude, with its sign.
+float first_of_magnitude(const float* x, float size) {
+    for (int i = 0; i < kSuperBlockSize; i += 8) {
+        const __m256 same = _mm256_cmp_ps(magnitude(_mm256_loadu_ps(x + i)), _mm256_set1_ps(size), _CMP_EQ_OQ);
+        const int mask = _mm256_movemask_ps(same);
+        if (mask != 0) {
+            return x[i + __builtin_ctz(static_cast<unsigned>(mask))];
+        }
+    }
+    return size;
+}
+
+__m256i round_8(const float* x, __m256 scale) {
+    return _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x), scale)); // to nearest even, as ggml rounds
+}
+
+// 32 values times `scale`, rounded, as int8.
+__m256i round_32(const float* x, float scale) {
+    const __m256 s = _mm256_set1_ps(scale);
+    const __m256i low = _mm256_packs_epi32(round_8(x, s), round_8(x + 8, s));
+    const __m256i high = _mm256_packs_epi32(round_8(x + 16, s), round_8(x + 24, s));
+    // Packing works within 128-bit lanes: put the groups of four back in order.
+    return _mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+}
+
+// Sums of 4 neighbours, 8 of them.
+__m256i sums_of_4(__m256i q) {
+    return _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_set1_epi8(1), q), _mm256_set1_epi16(1));
+}
+
+void scatter(__m256i groups, int32_t* out, int stride) {
+    alignas(32) int32_t values[8];
+    _mm256_store_si256(reinterpret_cast<__m256i*>(values), groups);
+    for (int i = 0; i < 8; ++i) {
+        out[i * stride] = values[i];
+    }
+}
+
+int32_t float_bits(float value) { return _mm_cvtsi128_si32(_mm_castps_si128(_mm_set_ss(value))); }
+
+int32_t pair(int32_t low, int32_t high) {
+    return static_cast<int32_t>(static_cast<uint32_t>(low & 0xffff) | (static_cast<uint32_t>(high) << 16));
+}
+
+// One super-block of one column into a tile of `width` columns: values, sums, scale.
+void put_super(const float* x, ColumnLayout layout, int32_t* out, int width) {
+    const float largest = first_of_magnitude(x, largest_magnitude(x, kSuperBlockSize));
+    const float inverse = largest == 0.0F ? 0.0F : -127.0F / largest;
+    int32_t sums[16];
+    for (int i = 0; i < 8; ++i) {
+        const __m256i q = round_32(x + 32 * i, inverse);
+        scatter(q, out + 8 * i * width, width);
+        alignas(32) int32_t quarter[8];
+        _mm256_store_si256(reinterpret_cast<__m256i*>(quarter), sums_of_4(q));
+        sums[2 * i] = quarter[0] + quarter[1] + quarter[2] + quarter[3];
+        sums[2 * i + 1] = quarter[4] + quarter[5] + quarter[6] + quarter[7];
+    }
+    out += 64 * width;
+    const int per_sum = layout == ColumnLayout::super32 ? 2 : 1;
+    for (int i = 0; i < 16; i += 2 * per_sum, out += width) {
+        *out = per_sum == 1 ? pair(sums[i], sums[i + 1]) : pair(sums[i] + sums[i + 1], sums[i + 2] + sums[i + 3]);
+    }
+    *out = float_bits(largest == 0.0F ? 0.0F : 1.0F / inverse);
+}
+
+// One block of 32 of one column: values (bytes: and correction), scale.
+void put_block(const float* x, ColumnLayout layout, int32_t* out, int width) {
+    const float largest = largest_magnitude(x, kBlockSize);
+    const __m256i q = round_32(x, largest != 0.0F ? 127.0F / largest : 0.0F);
+    if (layout == ColumnLayout::bytes) {
+        scatter(q, out, width);
+        alignas(32) int32_t sums[8];
+        _mm256_store_si256(reinterpret_cast<__m256i*>(sums), sums_of_4(q));
+        int32_t sum = 0;
+        for (const int32_t s : sums) {
+            sum += s;
+        }
+        out[8 * width] = -8 * sum;
+        out += 9 * width;
+    } else { // even bytes, then odd bytes of every group of four
+        scatter(_mm256_srai_epi16(_mm256_slli_epi16(q, 8), 8), out, 2 * width);
+        scatter(_mm256_srai_epi16(q, 8), out + width, 2 * width);
+        out += 16 * width;
+    }
+    const __m128i half = _mm_cvtps_ph(_mm_set_ss(largest / 127.0F), _MM_FROUND_TO_NEAREST_INT); // ggml stores it as f16
+    *out = float_bits(_mm_cvtss_f32(_mm_cvtph_ps(half)));
+}
+
+} // namespace
+
+void prepare(const Product& product, int64_t begin, Columns& columns) {
+    const bool is_super = columns.layout == ColumnLayout::super32 || columns.layout == ColumnLayout::super16;
+    int32_t* out = columns.groups.data();
+    for (int64_t k = 0; k < columns.n_values; k += kSuperBlockSize) {
+        const int64_t n_values = columns.n_values - k < kSuperBlockSize ? columns.n_values - k : kSuperBlockSize;
+        for (int tile = 0; tile < columns.n_tiles; ++tile) {
+            const int first = columns.tile_begin(tile);
+            const int width = columns.tile_begin(tile + 1) - first;
+            for (int c = 0; c < width; ++c) {
+                const float* x = product.x + (begin + first + c) * product.x_stride + k;
+                if (is_super) {
+                    put_super(x, columns.layout, out + c, width);
+                    continue;
+                }
+                const auto groups = static_cast<int64_t>(groups_per_column(columns.layout, kBlockSize)) * width;
+                for (int64_t b = 0; b < n_values / kBlockSize; ++b) {
+                    put_block(x + b * kBlockSize, columns.layout, out + b * groups + c, width);
+                }
+            }
+            out += groups_per_column(columns.layout, static_cast<size_t>(n_values)) * static_cast<size_t>(width);
+        }
+    }
+}
+
+} // namespace dspark::kernels::avx2

@@ -1,0 +1,43 @@
+// Y = W X for a few columns of X, weights as they lie in a GGUF file. Pure: knows neither ggml nor Python.
+// Thread-safe: every thread of a product calls multiply() with its own `thread`; no locks, no barriers.
+//
+// Each element of Y is computed by the same sequence of operations whatever the number of columns, of threads or the
+// place in the matrix: a column gives the same bits alone and in a batch.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string_view>
+
+namespace dspark::kernels {
+
+enum class WeightType { q8_0, q4_0, iq4_nl, q4_k, q5_k, q6_k, f16, bf16 };
+inline constexpr int kWeightTypes = 8;
+
+struct Product {
+    WeightType type = WeightType::q8_0;
+    int64_t n_outputs = 0; // rows of W
+    int64_t n_values = 0;  // length of a row of W and of a column of X
+    int64_t n_columns = 0;
+    const void* weights = nullptr;
+    size_t weight_stride = 0; // bytes from one row of W to the next
+    const float* x = nullptr; // column c begins at x + c * x_stride
+    int64_t x_stride = 0;
+    float* y = nullptr; // element (o, c) is y[c * y_stride + o]
+    int64_t y_stride = 0;
+    int thread = 0;
+    int n_threads = 1;
+};
+
+// Computes this thread's share of the product. False (nothing written): not covered on this machine.
+[[nodiscard]] bool multiply(const Product& product);
+
+// One switch for the process, read by ggml's threads at every product: set it before a forward pass. Two engines that
+// step at the same time under different settings get either one's kernels; both compute the same product.
+void set_enabled(bool enabled);
+[[nodiscard]] bool is_enabled();
+
+[[nodiscard]] bool covers(WeightType type);       // on this machine
+[[nodiscard]] std::string_view instruction_set(); // avx2; none: nothing is covered
+
+} // namespace dspark::kernels

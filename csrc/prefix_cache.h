@@ -1,0 +1,46 @@
+// Which sequence holds which tokens. Sequences of finished requests stay idle, with their cells in both caches, until a
+// later prompt begins alike or the room is needed. Pure: whoever calls moves the cells. Threads: the engine's alone.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+namespace dspark {
+
+[[nodiscard]] int32_t common_prefix(std::span<const int32_t> a, std::span<const int32_t> b);
+
+class PrefixCache {
+  public:
+    explicit PrefixCache(int32_t n_sequences);
+
+    // A sequence without tokens, else the idle one used longest ago but not `spared`; -1: none. It is the caller's
+    // then, and may still have cells.
+    [[nodiscard]] int32_t take(int32_t spared = -1);
+    // Gives the idle sequence itself to the caller, tokens and all.
+    void claim(int32_t sequence);
+    // Gives a sequence back, holding `tokens` in its cells; empty: nothing that anyone could use.
+    void put(int32_t sequence, std::vector<int32_t> tokens);
+    // The idle sequence used longest ago forgets its tokens; returns it, or -1 when none is idle.
+    [[nodiscard]] int32_t evict();
+
+    [[nodiscard]] std::vector<int32_t> idle() const;
+    [[nodiscard]] std::span<const int32_t> empty() const { return empty_; }
+    [[nodiscard]] std::span<const int32_t> tokens(int32_t sequence) const {
+        return holdings_[static_cast<size_t>(sequence)].tokens;
+    }
+
+  private:
+    struct Holding {
+        std::vector<int32_t> tokens; // empty unless idle
+        uint64_t used = 0;
+    };
+    [[nodiscard]] int32_t oldest(int32_t spared) const;
+
+    std::vector<Holding> holdings_;
+    std::vector<int32_t> empty_;
+    uint64_t clock_ = 0;
+};
+
+} // namespace dspark

@@ -1,0 +1,103 @@
+"""Speed of the CPU's matrix products: our kernels against ggml's plain path and its repacked weights, in one run.
+
+Owns: what is measured and how it is printed. Must not know: models, engines. The matrices are streamed from memory as
+in a model: all copies together are larger than any cache. Every timed round runs all three paths one after the other,
+so that a disturbance of the machine meets all of them; medians over rounds are shown.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dspark_cpp import _core
+
+__all__ = ["KernelTiming", "run_kernel_bench"]
+
+_TYPES = ("q8_0", "q4_0", "iq4_nl", "q4_K", "q5_K", "q6_K", "f16", "bf16")
+_PATHS = ("kernels", "plain", "repacked")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelTiming:
+    """Median milliseconds of all matrices of one weight type at one number of columns.
+
+    Parameters
+    ----------
+    type_name : str
+        Weight type as GGUF tools print it.
+    n_rows : int
+        Columns of X: rows of a verification batch.
+    milliseconds : mapping of str to float
+        By path: "kernels", "plain" and, where ggml has it, "repacked".
+    ratio : float
+        ggml's best path over our kernels, median over rounds: above 1, ours are faster.
+    """
+
+    type_name: str
+    n_rows: int
+    milliseconds: dict[str, float]
+    ratio: float
+
+
+def run_kernel_bench(
+    types: Sequence[str] | None = None,
+    n_rows: Sequence[int] = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16),
+    shape: tuple[int, int, int] = (3072, 1024, 48),
+    n_repeats: int = 7,
+    n_threads: int = 0,
+) -> list[KernelTiming]:
+    """Time every type at every number of rows and print a table as it goes.
+
+    Parameters
+    ----------
+    types : sequence of str, optional
+        Weight types; None is all that our kernels multiply here.
+    n_rows : sequence of int
+        Rows of a batch, each at least 1.
+    shape : (n_outputs, n_values, n_matrices)
+        Of the streamed weights.
+    n_repeats : int
+        Timed rounds, at least 1; one more warms up.
+    n_threads : int
+        0: half as many as the process may use hyper-threads, as llama.cpp counts them.
+
+    Returns
+    -------
+    list of KernelTiming
+        In the order printed.
+    """
+    timings = []
+    for type_name in types or [name for name in _TYPES if name in _core.kernel_types()]:
+        bench, rng = _make_bench(type_name, shape, n_threads)
+        paths = [path for path in _PATHS if path != "repacked" or bench.can_repack]
+        print(f"{type_name}: {', '.join(paths)} in ms, x ggml's best")
+        for n in n_rows:
+            timing = _time(bench, type_name, paths, rng.standard_normal((n, shape[1]), np.float32), n_repeats)
+            print(f"  {n:>3}  " + "  ".join(f"{timing.milliseconds[path]:8.2f}" for path in paths), end="")
+            print(f"  {timing.ratio:6.2f}x", flush=True)
+            timings.append(timing)
+    return timings
+
+
+def _make_bench(
+    type_name: str, shape: tuple[int, int, int], n_threads: int
+) -> tuple[_core.MatrixBench, np.random.Generator]:
+    n_outputs, n_values, n_matrices = shape
+    rng = np.random.default_rng(1)
+    rows = _core.quantize_rows(type_name, rng.standard_normal((64, n_values), np.float32))
+    rows = np.tile(rows, (-(-n_outputs // 64), 1))[:n_outputs]  # speed does not depend on the values
+    threads = n_threads or _core.n_math_threads()
+    return _core.MatrixBench(type_name, rows, n_values=n_values, n_matrices=n_matrices, n_threads=threads), rng
+
+
+def _time(
+    bench: _core.MatrixBench, type_name: str, paths: Sequence[str], x: np.ndarray, n_repeats: int
+) -> KernelTiming:
+    rounds = [{path: 1e3 * bench.multiply(path, x)[1] for path in paths} for _ in range(n_repeats + 1)][1:]
+    ratios = [min(time for path, time in one.items() if path != "kernels") / one["kernels"] for one in rounds]
+    medians = {path: statistics.median(one[path] for one in rounds) for path in paths}
+    return KernelTiming(type_name=type_name, n_rows=len(x), milliseconds=medians, ratio=statistics.median(ratios))
