@@ -110,9 +110,13 @@ class Simulation:
         drafting = draft_ms(self.setting, sum(drafts))
         verifying = row_ms(self.setting, n + sum(lengths))
         self.scheduler.observe_step(
-            n_drafting=sum(drafts), n_drafted_rows=sum(lengths), n_committed=n_committed,
-            draft_ms=drafting * noise, verify_ms=verifying * noise, total_ms=(drafting + verifying) * noise + OVERHEAD_MS,
-        )  # fmt: skip
+            n_drafting=sum(drafts),
+            n_drafted_rows=sum(lengths),
+            n_committed=n_committed,
+            draft_ms=drafting * noise,
+            verify_ms=verifying * noise,
+            total_ms=(drafting + verifying) * noise + OVERHEAD_MS,
+        )
         total = drafting + verifying + OVERHEAD_MS
         self.ms += total
         self.n_steps += 1

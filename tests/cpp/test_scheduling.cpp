@@ -225,8 +225,12 @@ std::unique_ptr<Engine> make_toy_engine() {
 }
 
 CostCurves jagged_costs() {
-    return {
-        {{1, 20.0}, {2, 22.0}, {5, 24.0}, {6, 29.0}, {9, 30.0}, {25, 60.0}}, {{1, 20.0}}, {{1, 1.0}, {5, 2.0}}, {}, 0, 0};
+    return {{{1, 20.0}, {2, 22.0}, {5, 24.0}, {6, 29.0}, {9, 30.0}, {25, 60.0}},
+            {{1, 20.0}},
+            {{1, 1.0}, {5, 2.0}},
+            {},
+            0,
+            0};
 }
 
 // Requests of all policies take turns, so that every one decodes beside the others. Costs are set anew now and then:
