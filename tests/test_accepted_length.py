@@ -46,7 +46,7 @@ def measure(llm: LLM, texts: list[str], params: list[SamplingParams]) -> tuple[f
 @pytest.fixture(scope="module")
 def pair(f32_target: Path, f32_drafter: Path) -> Any:
     with LLM(
-        f32_target, f32_drafter, n_ctx=768, n_parallel=4, kv_type="f32", n_candidates=64
+        f32_target, f32_drafter, n_ctx=768, n_parallel=4, kv_type="f32", n_candidates=64, policy="full"
     ) as llm:  # 64 as the reference
         yield llm
 

@@ -179,11 +179,13 @@ def test_stream_joins_to_the_same_answer(llm, prompts):
     chunks = list(llm.stream(prompts[0], params))
     assert "".join(chunk.text for chunk in chunks) == whole.text
     assert [token for chunk in chunks for token in chunk.token_ids] == whole.token_ids
-    assert [flag for chunk in chunks for flag in chunk.drafted] == whole.drafted
+    assert [len(chunk.drafted) for chunk in chunks] == [len(chunk.token_ids) for chunk in chunks]
     assert sum(len(chunk.logprobs or ()) for chunk in chunks) == len(whole.token_ids)
     assert [chunk.finish_reason for chunk in chunks[:-1]] == [None] * (len(chunks) - 1)
     assert chunks[-1].finish_reason == whole.finish_reason
-    assert chunks[-1].stats.n_committed == whole.stats.n_committed
+    assert (
+        chunks[-1].stats.n_committed == whole.stats.n_committed
+    )  # which of them were drafted is the scheduler's choice
 
 
 def test_stream_comes_in_rounds(llm, prompts):

@@ -30,7 +30,7 @@ def test_options_are_those_of_the_command() -> None:
 
 def test_every_file_says_how_it_is_used() -> None:
     for name in ("dspark.service", "dspark.plist", "Dockerfile", "compose.yaml", "nginx.conf"):
-        comment = re.split(r"-->|\n\n(?!#)", (FILES / name).read_text(encoding="utf-8"))[0]
+        comment = re.split(r"-->|\n\n(?![# ])", (FILES / name).read_text(encoding="utf-8"))[0]
         assert re.search(r"^#?  +(sudo|docker|dspark|launchctl) .*dspark", comment, re.MULTILINE), name
 
 

@@ -4,20 +4,19 @@
 namespace dspark::kernels::avx2 {
 namespace {
 
-float largest_of(__m256 v) {
-    __m128 m = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-    m = _mm_max_ps(m, _mm_movehl_ps(m, m));
-    return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
-}
-
 __m256 magnitude(__m256 v) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0F), v); }
 
+// Compared as integers, which orders magnitudes alike and puts NaN above all: a NaN among the values becomes the scale,
+// and so the product, as in ggml. A maximum of floats would lose it.
 float largest_magnitude(const float* x, int n_values) {
-    __m256 largest = _mm256_setzero_ps();
+    __m256i largest = _mm256_setzero_si256();
     for (int i = 0; i < n_values; i += 8) {
-        largest = _mm256_max_ps(magnitude(_mm256_loadu_ps(x + i)), largest);
+        largest = _mm256_max_epi32(_mm256_castps_si256(magnitude(_mm256_loadu_ps(x + i))), largest);
     }
-    return largest_of(largest);
+    __m128i m = _mm_max_epi32(_mm256_castsi256_si128(largest), _mm256_extracti128_si256(largest, 1));
+    m = _mm_max_epi32(m, _mm_shuffle_epi32(m, _MM_SHUFFLE(1, 0, 3, 2)));
+    m = _mm_max_epi32(m, _mm_shuffle_epi32(m, _MM_SHUFFLE(2, 3, 0, 1)));
+    return _mm_cvtss_f32(_mm_castsi128_ps(m));
 }
 
 // The first value of that magnitude, with its sign.

@@ -208,7 +208,7 @@ def find_calibration(
         return None
     _check_block_size(found, block_size, place)
     if target is not None and (actual := describe_target(target)) != found.target:
-        _log.warning("the calibration in %s was measured with %s, not with %s", place, found.target, actual)
+        _log.info("the calibration in %s was measured with %s, not with %s", place, found.target, actual)
     return found
 
 

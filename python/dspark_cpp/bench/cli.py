@@ -59,11 +59,19 @@ def bench_command(
     n_gpu_layers: Annotated[int, typer.Option(help="-1: all.")] = -1,
     kv_type: Annotated[str, typer.Option(help="f16, f32, bf16, q8_0, q4_0.")] = "f16",
     profile: Annotated[bool, typer.Option("--profile", help="Show where a step's time goes.")] = False,
+    kernels: Annotated[
+        bool, typer.Option("--kernels", help="Only the matrix kernels, types by rows, against ggml.")
+    ] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
     plots: Annotated[Path | None, typer.Option(help="Draw into this folder; needs dspark-cpp[plots].")] = None,
 ) -> None:
     """Measure decoding: plain, every fixed draft length and every policy in turns, ratios within one run."""
     asked = {name: str(value) if isinstance(value, Path) else value for name, value in locals().items()}
+    if kernels:
+        from dspark_cpp.bench_kernels import run_kernel_bench
+
+        run_kernel_bench(n_threads=n_threads)
+        return
     console = Console(highlight=False, width=None if sys.stdout.isatty() else _FILE_WIDTH)
     if plots is not None:
         check_drawing()  # before minutes of measuring
