@@ -18,6 +18,8 @@ void check_options(const EngineOptions& options) {
     require(options.n_ctx >= 2, "n_ctx must be at least 2, got " + std::to_string(options.n_ctx));
     require(options.n_parallel >= 1, "n_parallel must be at least 1, got " + std::to_string(options.n_parallel));
     require(options.n_batch >= 1, "n_batch must be at least 1, got " + std::to_string(options.n_batch));
+    require(options.prefill_chunk >= 1,
+            "prefill_chunk must be at least 1, got " + std::to_string(options.prefill_chunk));
     require(options.max_queue >= 1, "max_queue must be at least 1, got " + std::to_string(options.max_queue));
 }
 
@@ -172,57 +174,6 @@ void Engine::admit() {
     open_lanes();
 }
 
-void Engine::take_cancelled() {
-    std::unordered_set<uint64_t> cancelled;
-    std::vector<std::unique_ptr<Request>> waiting;
-    {
-        const std::lock_guard lock(inbox_mutex_);
-        cancelled.swap(cancelled_);
-        for (auto& request : queue_) {
-            if (cancelled.contains(request->id)) {
-                waiting.push_back(std::move(request));
-            }
-        }
-        std::erase(queue_, nullptr);
-    }
-    for (auto& request : waiting) {
-        finish(*request, FinishReason::cancelled);
-    }
-    for (auto& request : running_) {
-        if (cancelled.contains(request->id)) {
-            finish(*request, FinishReason::cancelled);
-        }
-    }
-    std::erase_if(running_, [](const auto& request) { return request->phase == Phase::finished; });
-}
-
-void Engine::take_queued() {
-    const std::lock_guard lock(inbox_mutex_);
-    while (!queue_.empty() && !free_sequences_.empty()) {
-        auto request = std::move(queue_.front());
-        queue_.pop_front();
-        request->sequence = free_sequences_.back();
-        free_sequences_.pop_back();
-        request->stats.queue_ms = milliseconds_since(request->submitted);
-        const auto block = static_cast<size_t>(drafter_ ? drafter_->block_size() : 0);
-        request->stats.scheduled_per_position.assign(block, 0);
-        request->stats.accepted_per_position.assign(block, 0);
-        running_.push_back(std::move(request));
-    }
-    n_running_ = static_cast<int32_t>(running_.size());
-}
-
-void Engine::open_lanes() {
-    lanes_.clear();
-    for (const auto& request : running_) {
-        Lane lane;
-        lane.request = request.get();
-        lane.is_prefill = request->phase == Phase::prefill;
-        lane.most = lane.is_prefill ? 0 : most_drafts(*request);
-        lanes_.push_back(lane);
-    }
-}
-
 // A round of l drafted tokens commits up to l + 1, which must fit max_tokens and the context.
 int32_t Engine::most_drafts(const Request& request) const {
     if (!drafter_) {
@@ -257,17 +208,6 @@ void Engine::propose() {
         lane.proposal = proposals_.size();
         proposals_.push_back(proposal);
     }
-}
-
-StepLoad Engine::step_load() const {
-    StepLoad load;
-    int32_t n_pending = 0;
-    for (const auto& request : running_) {
-        load.n_cells += request->n_cached;
-        n_pending += request->phase == Phase::prefill ? request->n_prompt - request->n_cached : 0;
-    }
-    load.n_prefill_rows = std::min(n_pending, options_.n_batch - static_cast<int32_t>(proposals_.size()));
-    return load;
 }
 
 void Engine::draft() {
@@ -333,11 +273,7 @@ void Engine::verify() {
             add_decode_rows(lane);
         }
     }
-    for (Lane& lane : lanes_) {
-        if (lane.is_prefill) {
-            add_prefill_rows(lane);
-        }
-    }
+    add_prompts();
     if (rows_.empty()) {
         return;
     }
@@ -357,18 +293,6 @@ void Engine::add_decode_rows(Lane& lane) {
     rows_.push_back({request.tokens.back(), start, request.sequence, true});
     for (int32_t k = 0; k < lane.prefix_len; ++k) {
         rows_.push_back({drafts_[lane.draft].tokens[static_cast<size_t>(k)], start + 1 + k, request.sequence, true});
-    }
-}
-
-void Engine::add_prefill_rows(Lane& lane) {
-    const Request& request = *lane.request;
-    const int32_t room = options_.n_batch - static_cast<int32_t>(rows_.size());
-    lane.first_row = static_cast<int32_t>(rows_.size());
-    lane.n_rows = std::min(room, request.n_prompt - request.n_cached);
-    for (int32_t i = 0; i < lane.n_rows; ++i) {
-        const int32_t position = request.n_cached + i;
-        rows_.push_back({request.tokens[static_cast<size_t>(position)], position, request.sequence,
-                         position == request.n_prompt - 1});
     }
 }
 

@@ -27,6 +27,8 @@ struct EngineOptions {
     int32_t n_parallel = 1;  // requests that run at the same time
     int32_t n_batch = 512;   // most rows of one target pass; at least n_parallel * (1 + block_size)
     int32_t max_queue = 512; // requests that may wait
+    // Most rows of prompts in a pass while anyone decodes; nobody decoding: all of n_batch.
+    int32_t prefill_chunk = 64;
 
     SyntheticOptions synthetic; // for timing alone
 };
@@ -127,7 +129,9 @@ class Engine {
     [[nodiscard]] StepLoad step_load() const;
     void learn(double total_ms);
     void add_decode_rows(Lane& lane);
-    void add_prefill_rows(Lane& lane);
+    [[nodiscard]] int32_t prefill_room(int32_t n_decode_rows) const;
+    void add_prompts();
+    void add_prefill_rows(Lane& lane, int32_t n_rows);
     void commit_prefill(Lane& lane);
     void commit_round(Lane& lane);
     void record_decision(const Lane& lane);
@@ -167,6 +171,7 @@ class Engine {
     std::atomic<int32_t> n_running_{0};
     std::vector<std::unique_ptr<Request>> running_;
     std::vector<int32_t> free_sequences_;
+    size_t n_turns_ = 0; // passes with prompts: whose turn it is when rows are fewer than prompts
 
     // The step's own: cleared at its start, capacity kept.
     std::vector<Lane> lanes_;

@@ -372,6 +372,7 @@ class Engine:
         calibration: Sequence[tuple[str, float, Sequence[float], Sequence[float]]] = [],  # rule, T, sts, acceptance
         draft_window: int = 4096,
         max_queue: int = 512,
+        prefill_chunk: int = 64,  # most rows of prompts in a pass while anyone decodes
         flash_attention: bool | None = None,  # None: on, but for an f32 cache on the CPU
         synthetic_acceptance: SyntheticAcceptance | None = None,  # for timing alone: no text
     ) -> None: ...

@@ -198,6 +198,9 @@ class EngineConfig:
         Newest tokens the drafter can see. Drafters are trained at 4096, and fall apart far beyond it.
     max_queue : int
         Requests that may wait; one more is refused with QueueFullError.
+    prefill_chunk : int
+        Most rows of prompts in one forward pass while any request decodes: a smaller one keeps the others' pauses
+        short, a larger one lets long prompts begin sooner. While nobody decodes prompts get all of `n_batch`.
     flash_attention : bool, optional
         Use llama.cpp's fused attention. None: with a GPU only. On a CPU it rounds to f16 inside, so that a token's
         logits depend a little on what shares its batch.
@@ -232,6 +235,7 @@ class EngineConfig:
     calibration: str | os.PathLike[str] | Calibration | None = None
     draft_window: int = 4096
     max_queue: int = 512
+    prefill_chunk: int = 64
     flash_attention: bool | None = None
     use_mmap: bool = True
     check_tensors: bool = False
@@ -353,6 +357,7 @@ class EngineOptions(TypedDict, total=False):
     calibration: str | os.PathLike[str] | Calibration | None
     draft_window: int
     max_queue: int
+    prefill_chunk: int
     flash_attention: bool | None
     use_mmap: bool
     check_tensors: bool
@@ -369,6 +374,7 @@ _ENGINE_RANGES = {
     "n_candidates": (1, _INT_MAX),
     "draft_window": (1, _INT_MAX),
     "max_queue": (1, _INT_MAX),
+    "prefill_chunk": (1, _INT_MAX),
 }
 
 
