@@ -36,7 +36,8 @@ Truncation draft_truncation(const RequestOptions& options) {
 
 Engine::Engine(std::unique_ptr<Target> target, std::unique_ptr<Drafter> drafter, std::unique_ptr<Scheduler> scheduler,
                const EngineOptions& options)
-    : options_(options), target_(std::move(target)), drafter_(std::move(drafter)), scheduler_(std::move(scheduler)) {
+    : options_(options), target_(std::move(target)), drafter_(std::move(drafter)), scheduler_(std::move(scheduler)),
+      sequences_(options.n_parallel) {
     check_options(options_);
     const int32_t block = drafter_ ? drafter_->block_size() : 0;
     options_.n_batch = std::max(options_.n_batch, options_.n_parallel * (1 + block));
@@ -44,9 +45,7 @@ Engine::Engine(std::unique_ptr<Target> target, std::unique_ptr<Drafter> drafter,
     if (!options_.synthetic.rates.empty()) {
         synthetic_.emplace(options_.synthetic, block);
     }
-    for (int32_t sequence = options_.n_parallel - 1; sequence >= 0; --sequence) {
-        free_sequences_.push_back(sequence);
-    }
+    is_reusing_ = options_.prefix_reuse && target_->can_share() && (!drafter_ || drafter_->can_share());
 }
 
 Engine::~Engine() = default;
@@ -303,21 +302,10 @@ void Engine::finish(Request& request, FinishReason reason, const std::string& er
     event.finish_reason = reason;
     event.error = error;
     event.stats = request.stats;
-    release(request);
+    release(request, reason != FinishReason::error);
     const std::lock_guard lock(inbox_mutex_);
     alive_.erase(request.id);
     cancelled_.erase(request.id);
-}
-
-void Engine::release(Request& request) {
-    if (request.sequence < 0) {
-        return; // never left the queue
-    }
-    target_->remove(request.sequence, 0);
-    if (drafter_) {
-        drafter_->forget(request.sequence);
-    }
-    free_sequences_.push_back(request.sequence);
 }
 
 void Engine::fail_step(const std::string& error) {
@@ -326,6 +314,7 @@ void Engine::fail_step(const std::string& error) {
             finish(*request, FinishReason::error, error);
         }
     }
+    drop_idle(); // whatever the pass left half done, nobody goes on with it
 }
 
 Event& Engine::event_of(const Request& request) {
@@ -360,6 +349,7 @@ void Engine::record_step(double total_ms) {
     const std::lock_guard lock(inbox_mutex_);
     stats_.n_steps += 1;
     stats_.n_prefill_tokens += step_.n_prefill_tokens;
+    stats_.n_reused += step_.n_reused;
     stats_.n_drafted += step_.n_drafted;
     stats_.n_scheduled += step_.n_scheduled;
     stats_.n_accepted += step_.n_accepted;

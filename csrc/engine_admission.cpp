@@ -1,4 +1,5 @@
-// The engine's admission: who leaves the queue, and how prompts share the rows of a pass.
+// The engine's admission: who leaves the queue, what of a prompt stands in the caches already, how prompts share the
+// rows of a pass, and what a finished request leaves behind.
 #include "admission.h"
 #include "engine.h"
 
@@ -32,11 +33,10 @@ void Engine::take_cancelled() {
 
 void Engine::take_queued() {
     const std::lock_guard lock(inbox_mutex_);
-    while (!queue_.empty() && !free_sequences_.empty()) {
+    while (!queue_.empty() && sequences_.has_any()) {
         auto request = std::move(queue_.front());
         queue_.pop_front();
-        request->sequence = free_sequences_.back();
-        free_sequences_.pop_back();
+        place(*request);
         request->stats.queue_ms = milliseconds_since(request->submitted);
         const auto block = static_cast<size_t>(drafter_ ? drafter_->block_size() : 0);
         request->stats.scheduled_per_position.assign(block, 0);
@@ -44,6 +44,83 @@ void Engine::take_queued() {
         running_.push_back(std::move(request));
     }
     n_running_ = static_cast<int32_t>(running_.size());
+}
+
+// Tokens of `request`'s prompt that `sequence`, holding `tokens`, could give it. The last one is always computed anew,
+// for its logits; a request that drafts needs the drafter's rows too.
+int32_t Engine::reusable(const Request& request, int32_t sequence, std::span<const int32_t> tokens) const {
+    const auto prompt = std::span(request.tokens).first(static_cast<size_t>(request.n_prompt) - 1);
+    const int32_t n = common_prefix(prompt, tokens);
+    return n > 0 && keeps_context(request) ? drafter_->reusable(sequence, n) : n;
+}
+
+// The sequence, idle or running, that begins like the prompt for longest, and for how long; -1: none.
+std::pair<int32_t, int32_t> Engine::longest_prefix(const Request& request) const {
+    std::pair<int32_t, int32_t> best{-1, 0};
+    auto offer = [&](int32_t sequence, std::span<const int32_t> tokens) {
+        const int32_t n = reusable(request, sequence, tokens);
+        best = n > best.second ? std::pair(sequence, n) : best;
+    };
+    for (const int32_t sequence : sequences_.idle()) {
+        offer(sequence, sequences_.tokens(sequence));
+    }
+    for (const auto& other : running_) {
+        offer(other->sequence, std::span(other->tokens).first(static_cast<size_t>(other->n_cached)));
+    }
+    return best;
+}
+
+// Gives a request its sequence: the idle one that its prompt continues; else the one used longest ago, with a copy of
+// the longest common prefix (in a unified cache sequences share cells, so a copy costs none).
+void Engine::place(Request& request) {
+    const auto [holder, n] = is_reusing_ ? longest_prefix(request) : std::pair(-1, 0);
+    if (n > 0 && static_cast<size_t>(n) == sequences_.tokens(holder).size()) {
+        sequences_.claim(holder);
+        request.sequence = holder;
+    } else {
+        request.sequence = sequences_.take();
+    }
+    const bool is_copy = n > 0 && request.sequence != holder;
+    cut(request.sequence, is_copy ? 0 : n);
+    if (is_copy) {
+        sequences_.touch(holder);
+        target_->copy(holder, request.sequence, 0, n);
+    }
+    if (drafter_ && !keeps_context(request)) {
+        drafter_->forget(request.sequence);
+    } else if (drafter_ && is_copy) {
+        drafter_->copy(holder, request.sequence, n);
+    }
+    request.n_cached = request.stats.n_reused = n;
+    step_.n_reused += n;
+}
+
+void Engine::cut(int32_t sequence, int32_t begin) {
+    target_->remove(sequence, begin);
+    if (drafter_) {
+        drafter_->remove(sequence, begin);
+    }
+}
+
+// What a finished request leaves: the cells of its committed tokens, idle in both caches; after an error nothing.
+void Engine::release(Request& request, bool is_clean) {
+    if (request.sequence < 0) {
+        return; // never left the queue
+    }
+    const auto n_tokens = static_cast<int32_t>(request.tokens.size());
+    const int32_t end = is_clean && is_reusing_ ? std::min(request.n_cached, n_tokens) : 0;
+    cut(request.sequence, end);
+    std::erase_if(context_rows_,
+                  [&](const ContextRow& row) { return row.sequence == request.sequence && row.position >= end; });
+    request.tokens.resize(static_cast<size_t>(end));
+    sequences_.put(request.sequence, std::move(request.tokens));
+}
+
+void Engine::drop_idle() {
+    for (const int32_t sequence : sequences_.idle()) {
+        cut(sequence, 0);
+        sequences_.put(sequence, {});
+    }
 }
 
 void Engine::open_lanes() {

@@ -106,6 +106,7 @@ EngineOptions engine_options(const LLMOptions& options) {
     engine.n_batch = options.n_batch;
     engine.max_queue = options.max_queue;
     engine.prefill_chunk = options.prefill_chunk;
+    engine.prefix_reuse = options.prefix_reuse;
     engine.synthetic = options.synthetic;
     return engine;
 }
