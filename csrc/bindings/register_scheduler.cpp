@@ -130,16 +130,25 @@ void register_costs(py::module_& module) {
                  return curves ? CostTable(curves_from_dict(*curves)) : CostTable();
              }),
              py::arg("curves") = py::none())
-        .def("verify_ms", [](const CostTable& table, int32_t n_rows, int32_t n_prefill,
-                             int32_t n_cells) { return table.verify_ms({n_rows, n_prefill, n_cells}); },
-             py::arg("n_rows"), py::arg("n_prefill_rows") = 0, py::arg("n_cells") = 0)
+        .def(
+            "verify_ms",
+            [](const CostTable& table, int32_t n_rows, int32_t n_prefill, int32_t n_cells) {
+                return table.verify_ms({n_rows, n_prefill, n_cells});
+            },
+            py::arg("n_rows"), py::arg("n_prefill_rows") = 0, py::arg("n_cells") = 0)
         .def("draft_ms", &CostTable::draft_ms, py::arg("n_blocks"), py::arg("n_cells") = 0)
-        .def("observe_verify", [](CostTable& table, int32_t n_rows, double ms, int32_t n_prefill,
-                                  int32_t n_cells) { table.observe_verify({n_rows, n_prefill, n_cells}, ms); },
-             py::arg("n_rows"), py::arg("ms"), py::arg("n_prefill_rows") = 0, py::arg("n_cells") = 0)
-        .def("observe_draft", [](CostTable& table, int32_t n_blocks, double ms,
-                                 int32_t n_cells) { table.observe_draft(n_blocks, n_cells, ms); },
-             py::arg("n_blocks"), py::arg("ms"), py::arg("n_cells") = 0)
+        .def(
+            "observe_verify",
+            [](CostTable& table, int32_t n_rows, double ms, int32_t n_prefill, int32_t n_cells) {
+                table.observe_verify({n_rows, n_prefill, n_cells}, ms);
+            },
+            py::arg("n_rows"), py::arg("ms"), py::arg("n_prefill_rows") = 0, py::arg("n_cells") = 0)
+        .def(
+            "observe_draft",
+            [](CostTable& table, int32_t n_blocks, double ms, int32_t n_cells) {
+                table.observe_draft(n_blocks, n_cells, ms);
+            },
+            py::arg("n_blocks"), py::arg("ms"), py::arg("n_cells") = 0)
         .def_property_readonly("curves", [](const CostTable& table) { return curves_to_dict(table.curves()); })
         .def_property_readonly("slowdown", &CostTable::slowdown);
 }
@@ -186,10 +195,9 @@ void register_survival(py::module_& module) {
              py::arg("calibration") = std::vector<CalibrationTuple>())
         .def("expect", &BoundEstimator::expect)
         .def("read_confidence", &BoundEstimator::read_confidence)
-        .def("observe", [](BoundEstimator& bound, const KeyTuple& key, const std::vector<float>& logits,
-                           int32_t prefix_len, int32_t n_accepted) {
-            bound.estimator.observe(key_of(key), logits, prefix_len, n_accepted);
-        })
+        .def("observe",
+             [](BoundEstimator& bound, const KeyTuple& key, const std::vector<float>& logits, int32_t prefix_len,
+                int32_t n_accepted) { bound.estimator.observe(key_of(key), logits, prefix_len, n_accepted); })
         .def("forget", [](BoundEstimator& bound, uint64_t request) { bound.estimator.forget(request); })
         .def_property_readonly("n_requests", [](const BoundEstimator& bound) { return bound.estimator.n_requests(); });
 }
@@ -233,8 +241,8 @@ class BoundScheduler {
     }
     void observe_step(int32_t n_drafting, int32_t n_drafted_rows, int32_t n_committed, double draft_ms,
                       double verify_ms, double total_ms) {
-        scheduler_.observe_step(load_, static_cast<int32_t>(proposals_.size()), n_drafting, n_drafted_rows,
-                                n_committed, {draft_ms, verify_ms, total_ms});
+        scheduler_.observe_step(load_, static_cast<int32_t>(proposals_.size()), n_drafting, n_drafted_rows, n_committed,
+                                {draft_ms, 0, verify_ms, total_ms});
     }
     void forget(uint64_t request_id) { scheduler_.forget(request_id); }
     [[nodiscard]] double speedup() const { return scheduler_.speedup(); }

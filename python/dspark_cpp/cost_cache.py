@@ -30,7 +30,13 @@ def cache_folder() -> Path:
     named = os.environ.get("DSPARK_CACHE")
     if named:
         return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dspark-cpp"
+    base = os.environ.get("XDG_CACHE_HOME")
+    if base:
+        return Path(base) / "dspark-cpp"
+    try:
+        return Path.home() / ".cache" / "dspark-cpp"
+    except RuntimeError:  # a user without a home, as in containers
+        return Path(tempfile.gettempdir()) / "dspark-cpp"
 
 
 class CostCache:
@@ -76,13 +82,14 @@ class CostCache:
                 curves[name] = [(int(size), float(ms)) for size, ms in curves[name]]
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             _log.warning("cannot use the measured costs in %s: %s", self._path, error)
             return None
         return curves
 
     def store(self, curves: _core.CostCurves) -> None:
         """Replace the stored costs; a folder that cannot be written costs a measurement next time, no more."""
+        file = None
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(
@@ -91,6 +98,8 @@ class CostCache:
                 json.dump({"key": self._key, "costs": curves}, file)
             os.replace(file.name, self._path)
         except OSError as error:
+            if file is not None:
+                Path(file.name).unlink(missing_ok=True)
             _log.warning("cannot keep the measured costs in %s: %s", self._path, error)
 
 

@@ -39,7 +39,8 @@ def n_busy(server) -> float:
 
 def test_leaving_a_stream_cancels(server, http):
     with http.stream("POST", "/api/generate", json=LONG) as answer:
-        next(answer.iter_lines())
+        lines = answer.iter_lines()  # kept: without it the stream is closed
+        next(lines)
         assert n_busy(server) >= 1
     assert wait_until(lambda: n_busy(server) == 0, 5)
 
@@ -122,7 +123,8 @@ def test_full_queue_is_told(tmp_path):
         answers = []
 
         def ask():
-            answers.append(httpx.post(f"{server.url}/api/generate", json=LONG | {"stream": False}, timeout=120))
+            body = LONG | {"stream": False, "options": {"num_predict": 200}}
+            answers.append(httpx.post(f"{server.url}/api/generate", json=body, timeout=120))
 
         threads = [threading.Thread(target=ask) for _ in range(8)]
         for thread in threads:
@@ -163,7 +165,8 @@ def test_first_signal_drains_and_second_stops(tmp_path):
         lines = []
 
         def read():
-            with server.client() as client, client.stream("POST", "/api/generate", json=LONG) as answer:
+            body = LONG | {"options": {"num_predict": 150}}
+            with server.client() as client, client.stream("POST", "/api/generate", json=body) as answer:
                 lines.extend(answer.iter_lines())
 
         thread = threading.Thread(target=read)
@@ -180,7 +183,8 @@ def test_first_signal_drains_and_second_stops(tmp_path):
         server.client() as client,
         client.stream("POST", "/api/generate", json=LONG) as answer,
     ):
-        next(answer.iter_lines())
+        lines = answer.iter_lines()  # kept: without it the stream is closed
+        next(lines)
         server.process.send_signal(signal.SIGTERM)
         time.sleep(0.3)
         server.process.send_signal(signal.SIGTERM)

@@ -54,6 +54,7 @@ def test_bad_templates_are_told(template):
     assert "template" in ask(template)
 
 
+@pytest.mark.slow
 def test_server_survives_a_model_with_a_bomb(tmp_path, demo_target):
     bomb = tmp_path / "bomb.jinja"
     bomb.write_text(TIME_BOMB + CHATML)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from types import FrameType
 from typing import Any
 
@@ -20,6 +21,7 @@ __all__ = ["serve"]
 _log = logging.getLogger(__name__)
 _KEEP_ALIVE_SECONDS = 75
 _BACKLOG = 1024
+_SAME_SIGNAL_SECONDS = 0.2  # a terminal and a supervisor may both pass on one Ctrl-C
 
 
 def serve(config: ServerConfig) -> None:
@@ -66,12 +68,15 @@ class _Server(uvicorn.Server):
     """Stops at once at any second signal; uvicorn itself minds only a second Ctrl-C."""
 
     was_forced = False
+    _first_signal = 0.0
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Drain, or stop."""
         if self.should_exit:
-            self.was_forced = self.force_exit = True
+            is_second = time.monotonic() - self._first_signal > _SAME_SIGNAL_SECONDS
+            self.was_forced = self.force_exit = self.force_exit or is_second
         else:
+            self._first_signal = time.monotonic()
             _log.info("signal %d: no new requests, %s s for those that run", sig, self.config.timeout_graceful_shutdown)
         self.should_exit = True
 

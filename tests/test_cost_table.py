@@ -1,0 +1,201 @@
+"""The cost table: jagged curves stay, noise and outliers do not move them, a slow machine does."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from dspark_cpp import _core
+
+_costs = _core._scheduling  # type: ignore[attr-defined]
+
+VERIFY = [(1, 24.0), (2, 46.0), (3, 66.0), (4, 74.0), (5, 142.0), (8, 150.0)]  # cliffs at 2 and at 5
+
+
+def curves(**changes: Any) -> dict[str, Any]:
+    return {
+        "verify": VERIFY,
+        "prefill": [(1, 20.0), (4, 60.0), (64, 400.0)],
+        "draft": [(1, 10.0), (4, 25.0)],
+        "inject": [],
+        "verify_ms_per_row_cell": 0.0,
+        "draft_ms_per_block_cell": 0.0,
+        **changes,
+    }
+
+
+def test_known_sizes_keep_their_own_value_and_others_lie_between() -> None:
+    table = _costs.CostTable(curves())
+    assert [table.verify_ms(n) for n, _ in VERIFY] == [ms for _, ms in VERIFY]
+    assert table.verify_ms(6) == pytest.approx(142 + 8 / 3)
+    assert table.verify_ms(15) == pytest.approx(150 + 7 * (150 - 24) / 7)  # slope of the whole curve
+    assert table.draft_ms(0) == 0
+    assert table.draft_ms(2) == 15
+
+
+def test_prefill_rows_bring_their_own_cost_and_decoding_rows_the_output_head() -> None:
+    table = _costs.CostTable(curves())
+    body = 400 - 2 * 340 / 60
+    assert table.verify_ms(2, n_prefill_rows=60) == pytest.approx(body + 46 - (20 + 40 / 3))
+    assert table.verify_ms(0, n_prefill_rows=64) == 400
+
+
+def test_an_empty_table_costs_nothing_until_a_size_was_seen() -> None:
+    table = _costs.CostTable()
+    assert table.verify_ms(3) == table.draft_ms(1) == 0
+    for _ in range(7):
+        table.observe_verify(1, 20.0)
+        table.observe_draft(1, 5.0)
+    assert table.verify_ms(1) == 20
+    assert table.draft_ms(1) == 5
+
+
+def test_outliers_move_nothing() -> None:
+    """Every seventh pass is held up twentyfold."""
+    table = _costs.CostTable(curves())
+    for step in range(60):
+        table.observe_verify(1 + step % 5, dict(VERIFY)[1 + step % 5] * (20 if step % 7 == 0 else 1))
+    assert [table.verify_ms(n) for n in range(1, 6)] == pytest.approx([ms for _, ms in VERIFY[:5]])
+
+
+@pytest.mark.parametrize("sizes", [[1], [1, 5], [1, 2, 3, 4, 5, 8]])
+@pytest.mark.parametrize("factor", [0.5, 2.0])
+def test_a_slow_machine_scales_all_sizes_within_a_few_steps_and_no_curve(sizes: list[int], factor: float) -> None:
+    """Sizes that were not seen since are scaled too: else a plain step would look dear beside a drafted one."""
+    rng = np.random.default_rng(0)
+    table = _costs.CostTable(curves())
+    known = dict(VERIFY)
+    for step in range(40):
+        n = sizes[step % len(sizes)]
+        table.observe_verify(n, known[n])
+        table.observe_draft(1, 10.0)
+    for step in range(60):
+        n = sizes[int(rng.integers(len(sizes)))]
+        table.observe_verify(n, known[n] * factor)
+        table.observe_draft(1, 10.0 * factor)
+        if step >= 5:
+            estimates = [table.verify_ms(size) for size, _ in VERIFY]
+            assert estimates == pytest.approx([ms * factor for _, ms in VERIFY]), step
+            assert table.draft_ms(1) == pytest.approx(10 * factor)
+    assert [ms for _, ms in table.curves["verify"]] == pytest.approx([ms for _, ms in VERIFY])
+
+
+def test_a_size_measured_wrong_at_load_is_put_right() -> None:
+    table = _costs.CostTable(curves(verify=[(1, 24.0), (2, 90.0), (3, 66.0), (4, 74.0)]))
+    for step in range(60):
+        n = 1 + step % 4
+        table.observe_verify(n, dict(VERIFY)[n])
+    assert [table.verify_ms(n) for n in range(1, 5)] == pytest.approx([24, 46, 66, 74])
+
+
+def test_a_new_size_counts_after_three_passes() -> None:
+    table = _costs.CostTable(curves())
+    for _ in range(2):
+        table.observe_verify(7, 200.0)
+    for _ in range(4):
+        table.observe_verify(1, 24.0)
+    assert table.verify_ms(7) < 150
+    for _ in range(3):
+        table.observe_verify(7, 200.0)
+    for _ in range(4):
+        table.observe_verify(1, 24.0)
+    assert table.verify_ms(7) == 200
+
+
+def test_context_buckets_double() -> None:
+    cells = [0, 512, 513, 1024, 1025, 4096, 4097]
+    assert [_costs.context_bucket(n) for n in cells] == [0, 0, 1, 1, 2, 3, 4]
+
+
+def test_context_adds_per_row_and_cell_until_its_bucket_was_seen() -> None:
+    table = _costs.CostTable(curves(verify_ms_per_row_cell=0.001, draft_ms_per_block_cell=0.002))
+    assert table.verify_ms(2, n_cells=500) == 46
+    assert table.verify_ms(2, n_cells=2256) == pytest.approx(46 + 0.001 * 2 * 2000)
+    assert table.draft_ms(1, 2256) == pytest.approx(10 + 0.002 * 2000)
+    for _ in range(8):
+        table.observe_verify(2, 50.0, n_cells=2256)
+    assert table.verify_ms(2, n_cells=2256) == 50
+    assert table.verify_ms(2) == 46
+
+
+def test_slope_of_the_context_is_learned_where_load_did_not_measure_it() -> None:
+    table = _costs.CostTable(curves())
+    for _ in range(8):
+        table.observe_verify(1, 24.0 + 4.0, n_cells=2256)
+    assert table.verify_ms(4, n_cells=4256) == pytest.approx(74 + 0.002 * 4 * 4000)
+
+
+def test_a_free_pass_is_no_division_by_zero() -> None:
+    table = _costs.CostTable(curves(verify=[(1, 0.0), (2, 10.0)]))
+    for _ in range(20):
+        table.observe_verify(1, 3.0)
+    assert math.isfinite(table.verify_ms(1))
+    assert table.verify_ms(2) == pytest.approx(10)
+
+
+def test_curves_go_round() -> None:
+    given = curves(verify_ms_per_row_cell=0.25)
+    assert _costs.CostTable(given).curves == given
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"verify": [(0, 1.0)]}, "cost curve verify must have ascending sizes"),
+        ({"draft": [(2, 1.0), (2, 1.0)]}, "cost curve draft must have ascending sizes"),
+        ({"prefill": [(1, -1.0)]}, "times of 0 ms or more, got -1"),
+        ({"verify": [(1, math.nan)]}, "cost curve verify"),
+        ({"verify": [(1, math.inf)]}, "cost curve verify"),
+        ({"verify_ms_per_row_cell": -1.0}, "cost of context must be 0 or more"),
+        ({"draft_ms_per_block_cell": math.nan}, "cost of context must be 0 or more"),
+    ],
+)
+def test_curves_are_validated(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        _costs.CostTable(curves(**change))
+
+
+# ---- measured on the demo pair ----
+
+
+@pytest.fixture(scope="module")
+def engine(demo_target: Path, demo_drafter: Path) -> Iterator[_core.Engine]:
+    target = _core.Model.load_target(str(demo_target))
+    drafter = _core.Model.load_drafter(str(demo_drafter), target)
+    engine = _core.Engine(target, drafter, n_ctx=1024, n_parallel=2, n_threads=1)
+    yield engine
+    engine.close()
+
+
+def test_measured_costs_reach_every_size_and_leave_the_engine_as_it_was(engine: _core.Engine) -> None:
+    measured = engine.measure_costs(budget_ms=800)
+    assert [size for size, _ in measured["verify"]] == list(range(1, 17))
+    assert [size for size, _ in measured["draft"]] == [1, 2]
+    assert [size for size, _ in measured["prefill"]][:4] == [1, 2, 4, 8]
+    assert all(ms > 0 for name in ("verify", "prefill", "draft") for _, ms in measured[name])  # type: ignore[literal-required]
+    assert engine.costs == measured
+    options = _core.RequestOptions(max_tokens=4, temperature=0)
+    engine.submit([1, 2, 3], options)  # any row left in a cache would be a gap
+    reasons = []
+    while engine.has_work:
+        reasons += [event.finish_reason for event in engine.step() if event.finish_reason]
+    assert reasons in (["length"], ["stop"])
+
+
+def test_costs_are_not_measured_beside_requests(engine: _core.Engine) -> None:
+    engine.submit([1, 2, 3], _core.RequestOptions(max_tokens=50, ignore_eos=True))
+    engine.step()
+    with pytest.raises(_core_error(), match="requests are running"):
+        engine.measure_costs()
+    while engine.has_work:
+        engine.step()
+
+
+def _core_error() -> type[Exception]:
+    from dspark_cpp.errors import DSparkError
+
+    return DSparkError

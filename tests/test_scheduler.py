@@ -1,0 +1,137 @@
+"""The scheduler as a whole, on an engine in miniature (scheduling_simulation.py)."""
+
+from __future__ import annotations
+
+import pytest
+from dspark_cpp import _core
+from scheduling_simulation import BLOCK, Setting, Simulation, curves, fixed_lengths
+
+_scheduling = _core._scheduling  # type: ignore[attr-defined]
+USELESS = Setting("linear", 0.0, draft_share=1.0)
+GOOD = Setting("flat", 0.9)
+
+
+def scheduler(setting: Setting = GOOD, **options: object) -> _scheduling.Scheduler:
+    return _scheduling.Scheduler(costs=curves(setting), block_size=BLOCK, **options)
+
+
+def test_a_useless_drafter_is_parked_and_probing_costs_less_than_a_hundredth() -> None:
+    simulation = Simulation(USELESS)
+    simulation.run(100)
+    result = simulation.run(1500)
+    assert result.parked_share > 0.97
+    assert 0 < result.probe_share < 0.01
+
+
+def test_drafts_that_cost_more_than_they_can_gain_are_parked_from_the_start() -> None:
+    simulation = Simulation(Setting("linear", 0.9, draft_share=10.0))
+    simulation.step()
+    assert simulation.n_parked == 1
+    n_tokens, extra_ms, plain_ms = simulation.scheduler.outlook
+    assert extra_ms > 260  # ten plain steps for the draft alone
+    assert 0 < n_tokens < BLOCK
+    assert plain_ms >= 26
+
+
+def test_it_recovers_when_the_drafter_becomes_good() -> None:
+    simulation = Simulation(Setting("flat", 0.0, draft_share=0.5))
+    simulation.run(300)
+    assert simulation.run(100).parked_share > 0.9
+    simulation.rates = [0.9]
+    simulation.run(1200)
+    assert simulation.run(100).parked_share < 0.1
+
+
+@pytest.mark.parametrize("n_requests", [1, 4])
+@pytest.mark.parametrize("curve", ["flat", "linear", "cliffs"])
+@pytest.mark.parametrize("rate", [0.0, 0.6, 0.95])
+def test_never_slower_than_plain_nor_than_the_best_fixed_length(curve: str, rate: float, n_requests: int) -> None:
+    """From the 150th step on, against hindsight on the same rounds."""
+    simulation = Simulation(Setting(curve, rate, n_requests))
+    simulation.run(150)
+    simulation.accepted.clear()
+    result = simulation.run(500)
+    fixed = fixed_lengths(simulation)
+    assert result.tokens_per_ms > 0.98 * fixed[0]
+    assert result.tokens_per_ms > 0.98 * max(fixed)
+
+
+def test_latency_gives_the_slower_request_more() -> None:
+    shares = {}
+    for objective in ("throughput", "latency"):
+        simulation = Simulation(Setting("linear", 0.9, 2, 0.05), objective=objective)
+        simulation.rates = [0.97, 0.6]
+        simulation.run(600)
+        shares[objective] = simulation.n_tokens[1] / sum(simulation.n_tokens)
+    assert shares["latency"] >= shares["throughput"]
+
+
+def test_every_request_has_its_own_policy_and_limit() -> None:
+    requests = [
+        {"id": 1, "policy": "off"},
+        {"id": 2, "policy": "fixed:3"},
+        {"id": 3, "policy": "fixed:3", "most": 2},
+        {"id": 4, "policy": "threshold:0.5"},
+        {"id": 5, "policy": "algorithm1", "most": 1},
+        {"id": 6, "most": 2},
+        {"id": 7, "most": 0},
+    ]
+    mixed = scheduler(Setting("flat", 0.9, 7, 0.05))
+    decisions = mixed.select(requests)
+    assert decisions == ["none", "draft", "draft", "draft", "draft", "draft", "none"]
+    confident = [3.0] * BLOCK
+    logits = [[], confident, confident, [3.0, 3.0, -3.0, 3.0, 3.0, 3.0, 3.0], confident, confident, []]
+    assert mixed.schedule(logits) == [0, 3, 2, 2, 1, 2, 0]
+
+
+def test_threshold_reads_the_raw_confidence_whatever_was_learned() -> None:
+    bound = scheduler(policy="threshold:0.5", calibration=[("exact", 0.0, [9.0] * BLOCK, [0.01] * BLOCK)])
+    assert bound.select([{"id": 1}]) == ["draft"]
+    assert bound.schedule([[0.1] * 4 + [-0.1] * 3]) == [4]
+
+
+def test_equal_lengths_are_of_all_requests_or_none() -> None:
+    bound = scheduler(Setting("flat", 0.9, 3, 0.05), equal_lengths=True)
+    assert bound.select([{"id": 1}, {"id": 2}, {"id": 3, "most": 5}]) == ["draft"] * 3
+    lengths = bound.schedule([[2.0] * BLOCK] * 3)
+    assert len(set(lengths)) == 1
+    assert 1 <= lengths[0] <= 5
+    assert bound.select([{"id": 1}, {"id": 2}, {"id": 3, "most": 0}]) == ["parked", "parked", "none"]
+    assert bound.select([{"id": 1, "policy": "fixed:2"}, {"id": 2, "policy": "off"}]) == ["parked", "none"]
+
+
+def test_a_parked_group_of_equal_lengths_is_probed_together() -> None:
+    simulation = Simulation(Setting("flat", 0.0, 2, 4.0), equal_lengths=True)
+    decisions = set()
+    for _ in range(2000):
+        simulation.step()
+        decisions.add(tuple(simulation.decisions))
+    assert ("probe", "probe") in decisions
+    assert decisions <= {("probe", "probe"), ("parked", "parked"), ("draft", "draft")}
+
+
+def test_prefill_rows_in_the_step_make_rows_dearer_or_cheaper_as_measured() -> None:
+    """64 prompt rows fill a tile of 64: one more row is another tile, and nobody drafts."""
+    given = {
+        "verify": [(n, 10.0) for n in range(1, 9)],
+        "prefill": [(1, 10.0), (65, 100.0), (66, 400.0), (72, 400.0)],
+        "draft": [(1, 1.0)],
+        "inject": [],
+        "verify_ms_per_row_cell": 0.0,
+        "draft_ms_per_block_cell": 0.0,
+    }
+    bound = _scheduling.Scheduler(costs=given, block_size=BLOCK)
+    assert bound.select([{"id": 1}]) == ["draft"]
+    assert bound.select([{"id": 1}], n_prefill_rows=64) == ["parked"]
+    assert bound.select([{"id": 1}]) == ["draft"]
+
+
+def test_nothing_is_known_and_nothing_breaks() -> None:
+    bound = _scheduling.Scheduler(block_size=BLOCK)
+    for _ in range(20):
+        assert bound.select([]) == []
+        bound.observe_step(n_drafting=0, n_drafted_rows=0, n_committed=0, draft_ms=0, verify_ms=0, total_ms=0)
+        bound.select([{"id": 1}])
+        bound.schedule([[]])
+        bound.observe_step(n_drafting=0, n_drafted_rows=0, n_committed=1, draft_ms=0, verify_ms=1, total_ms=1)
+    assert bound.speedup == pytest.approx(1, abs=1e-9)
