@@ -8,6 +8,8 @@
 #include <algorithm>
 #include <cstdint>
 #include <span>
+#include <stdexcept>
+#include <string>
 
 namespace dspark {
 
@@ -57,7 +59,10 @@ class Drafter {
     // As Target's.
     [[nodiscard]] virtual bool can_share() const { return false; }
     // `to` holds afterwards what `from` holds at positions < end, and nothing else.
-    virtual void copy(int32_t from, int32_t to, int32_t end) = 0;
+    virtual void copy(int32_t from, int32_t to, int32_t end) {
+        throw std::logic_error("rows before " + std::to_string(end) + " of " + std::to_string(from) +
+                               " cannot be shared with " + std::to_string(to));
+    }
     // The most leading tokens, at most n, behind which another text finds the context here that its drafts look at.
     [[nodiscard]] virtual int32_t reusable(int32_t sequence, int32_t n) const {
         return std::min(n, last_position(sequence) + 1);

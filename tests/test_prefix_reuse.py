@@ -153,7 +153,7 @@ def test_no_state_leaks_between_requests(
         assert texts[request][:n] == plain[variant].tokens[:n]
     assert set(ended.values()) <= {"stop", "length", "cancelled"}
     assert sum(reason != "cancelled" for reason in ended.values()) > 100
-    assert engine.stats.n_reused > engine.stats.n_prefill_tokens
+    assert engine.stats.n_reused > 0.2 * engine.stats.n_prefill_tokens
 
 
 def test_measuring_costs_forgets_what_is_idle(
