@@ -122,6 +122,7 @@ class RequestStats:
         """Copy the engine's own record."""
         return cls(
             n_prompt=stats.n_prompt,
+            n_reused=stats.n_reused,
             n_rounds=stats.n_rounds,
             n_drafted=stats.n_drafted,
             n_scheduled=stats.n_scheduled,
