@@ -5,8 +5,11 @@
 #include "sequential_head.h"
 #include "target.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <span>
+#include <stdexcept>
+#include <string>
 
 namespace dspark {
 
@@ -50,7 +53,20 @@ class Drafter {
     // draft needs them. A gap makes the sequence start anew behind it.
     virtual void inject(std::span<const ContextRow> rows) = 0;
 
-    virtual void forget(int32_t sequence) = 0;
+    // Forgets the context rows of `sequence` at positions >= begin.
+    virtual void remove(int32_t sequence, int32_t begin) = 0;
+    void forget(int32_t sequence) { remove(sequence, 0); }
+    // As Target's.
+    [[nodiscard]] virtual bool can_share() const { return false; }
+    // `to` holds afterwards what `from` holds at positions < end, and nothing else.
+    virtual void copy(int32_t from, int32_t to, int32_t end) {
+        throw std::logic_error("rows before " + std::to_string(end) + " of " + std::to_string(from) +
+                               " cannot be shared with " + std::to_string(to));
+    }
+    // The most leading tokens, at most n, behind which another text finds the context here that its drafts look at.
+    [[nodiscard]] virtual int32_t reusable(int32_t sequence, int32_t n) const {
+        return std::min(n, last_position(sequence) + 1);
+    }
     // Of what inject() has taken in, waiting rows included; -1: empty.
     [[nodiscard]] virtual int32_t last_position(int32_t sequence) const = 0;
     // Rows that the next draft of this sequence has to inject first.

@@ -18,6 +18,8 @@ void check_options(const EngineOptions& options) {
     require(options.n_ctx >= 2, "n_ctx must be at least 2, got " + std::to_string(options.n_ctx));
     require(options.n_parallel >= 1, "n_parallel must be at least 1, got " + std::to_string(options.n_parallel));
     require(options.n_batch >= 1, "n_batch must be at least 1, got " + std::to_string(options.n_batch));
+    require(options.prefill_chunk >= 1,
+            "prefill_chunk must be at least 1, got " + std::to_string(options.prefill_chunk));
     require(options.max_queue >= 1, "max_queue must be at least 1, got " + std::to_string(options.max_queue));
 }
 
@@ -34,7 +36,8 @@ Truncation draft_truncation(const RequestOptions& options) {
 
 Engine::Engine(std::unique_ptr<Target> target, std::unique_ptr<Drafter> drafter, std::unique_ptr<Scheduler> scheduler,
                const EngineOptions& options)
-    : options_(options), target_(std::move(target)), drafter_(std::move(drafter)), scheduler_(std::move(scheduler)) {
+    : options_(options), target_(std::move(target)), drafter_(std::move(drafter)), scheduler_(std::move(scheduler)),
+      sequences_(options.n_parallel) {
     check_options(options_);
     const int32_t block = drafter_ ? drafter_->block_size() : 0;
     options_.n_batch = std::max(options_.n_batch, options_.n_parallel * (1 + block));
@@ -42,9 +45,7 @@ Engine::Engine(std::unique_ptr<Target> target, std::unique_ptr<Drafter> drafter,
     if (!options_.synthetic.rates.empty()) {
         synthetic_.emplace(options_.synthetic, block);
     }
-    for (int32_t sequence = options_.n_parallel - 1; sequence >= 0; --sequence) {
-        free_sequences_.push_back(sequence);
-    }
+    is_reusing_ = options_.prefix_reuse && target_->can_share() && (!drafter_ || drafter_->can_share());
 }
 
 Engine::~Engine() = default;
@@ -172,57 +173,6 @@ void Engine::admit() {
     open_lanes();
 }
 
-void Engine::take_cancelled() {
-    std::unordered_set<uint64_t> cancelled;
-    std::vector<std::unique_ptr<Request>> waiting;
-    {
-        const std::lock_guard lock(inbox_mutex_);
-        cancelled.swap(cancelled_);
-        for (auto& request : queue_) {
-            if (cancelled.contains(request->id)) {
-                waiting.push_back(std::move(request));
-            }
-        }
-        std::erase(queue_, nullptr);
-    }
-    for (auto& request : waiting) {
-        finish(*request, FinishReason::cancelled);
-    }
-    for (auto& request : running_) {
-        if (cancelled.contains(request->id)) {
-            finish(*request, FinishReason::cancelled);
-        }
-    }
-    std::erase_if(running_, [](const auto& request) { return request->phase == Phase::finished; });
-}
-
-void Engine::take_queued() {
-    const std::lock_guard lock(inbox_mutex_);
-    while (!queue_.empty() && !free_sequences_.empty()) {
-        auto request = std::move(queue_.front());
-        queue_.pop_front();
-        request->sequence = free_sequences_.back();
-        free_sequences_.pop_back();
-        request->stats.queue_ms = milliseconds_since(request->submitted);
-        const auto block = static_cast<size_t>(drafter_ ? drafter_->block_size() : 0);
-        request->stats.scheduled_per_position.assign(block, 0);
-        request->stats.accepted_per_position.assign(block, 0);
-        running_.push_back(std::move(request));
-    }
-    n_running_ = static_cast<int32_t>(running_.size());
-}
-
-void Engine::open_lanes() {
-    lanes_.clear();
-    for (const auto& request : running_) {
-        Lane lane;
-        lane.request = request.get();
-        lane.is_prefill = request->phase == Phase::prefill;
-        lane.most = lane.is_prefill ? 0 : most_drafts(*request);
-        lanes_.push_back(lane);
-    }
-}
-
 // A round of l drafted tokens commits up to l + 1, which must fit max_tokens and the context.
 int32_t Engine::most_drafts(const Request& request) const {
     if (!drafter_) {
@@ -257,17 +207,6 @@ void Engine::propose() {
         lane.proposal = proposals_.size();
         proposals_.push_back(proposal);
     }
-}
-
-StepLoad Engine::step_load() const {
-    StepLoad load;
-    int32_t n_pending = 0;
-    for (const auto& request : running_) {
-        load.n_cells += request->n_cached;
-        n_pending += request->phase == Phase::prefill ? request->n_prompt - request->n_cached : 0;
-    }
-    load.n_prefill_rows = std::min(n_pending, options_.n_batch - static_cast<int32_t>(proposals_.size()));
-    return load;
 }
 
 void Engine::draft() {
@@ -333,11 +272,7 @@ void Engine::verify() {
             add_decode_rows(lane);
         }
     }
-    for (Lane& lane : lanes_) {
-        if (lane.is_prefill) {
-            add_prefill_rows(lane);
-        }
-    }
+    add_prompts();
     if (rows_.empty()) {
         return;
     }
@@ -360,18 +295,6 @@ void Engine::add_decode_rows(Lane& lane) {
     }
 }
 
-void Engine::add_prefill_rows(Lane& lane) {
-    const Request& request = *lane.request;
-    const int32_t room = options_.n_batch - static_cast<int32_t>(rows_.size());
-    lane.first_row = static_cast<int32_t>(rows_.size());
-    lane.n_rows = std::min(room, request.n_prompt - request.n_cached);
-    for (int32_t i = 0; i < lane.n_rows; ++i) {
-        const int32_t position = request.n_cached + i;
-        rows_.push_back({request.tokens[static_cast<size_t>(position)], position, request.sequence,
-                         position == request.n_prompt - 1});
-    }
-}
-
 void Engine::finish(Request& request, FinishReason reason, const std::string& error) {
     request.phase = Phase::finished;
     scheduler_->forget(request.id);
@@ -379,21 +302,10 @@ void Engine::finish(Request& request, FinishReason reason, const std::string& er
     event.finish_reason = reason;
     event.error = error;
     event.stats = request.stats;
-    release(request);
+    release(request, reason != FinishReason::error);
     const std::lock_guard lock(inbox_mutex_);
     alive_.erase(request.id);
     cancelled_.erase(request.id);
-}
-
-void Engine::release(Request& request) {
-    if (request.sequence < 0) {
-        return; // never left the queue
-    }
-    target_->remove(request.sequence, 0);
-    if (drafter_) {
-        drafter_->forget(request.sequence);
-    }
-    free_sequences_.push_back(request.sequence);
 }
 
 void Engine::fail_step(const std::string& error) {
@@ -402,6 +314,7 @@ void Engine::fail_step(const std::string& error) {
             finish(*request, FinishReason::error, error);
         }
     }
+    drop_idle(); // whatever the pass left half done, nobody goes on with it
 }
 
 Event& Engine::event_of(const Request& request) {
@@ -436,6 +349,7 @@ void Engine::record_step(double total_ms) {
     const std::lock_guard lock(inbox_mutex_);
     stats_.n_steps += 1;
     stats_.n_prefill_tokens += step_.n_prefill_tokens;
+    stats_.n_reused += step_.n_reused;
     stats_.n_drafted += step_.n_drafted;
     stats_.n_scheduled += step_.n_scheduled;
     stats_.n_accepted += step_.n_accepted;

@@ -5,6 +5,7 @@
 
 #include "drafter.h"
 #include "masked_sampling.h"
+#include "prefix_cache.h"
 #include "request.h"
 #include "scheduler.h"
 #include "synthetic_acceptance.h"
@@ -18,6 +19,7 @@
 #include <optional>
 #include <string>
 #include <unordered_set>
+#include <utility>
 #include <vector>
 
 namespace dspark {
@@ -27,6 +29,10 @@ struct EngineOptions {
     int32_t n_parallel = 1;  // requests that run at the same time
     int32_t n_batch = 512;   // most rows of one target pass; at least n_parallel * (1 + block_size)
     int32_t max_queue = 512; // requests that may wait
+    // Most rows of prompts in a pass while anyone decodes; nobody decoding: all of n_batch.
+    int32_t prefill_chunk = 64;
+    // A finished request leaves its cells in both caches for a later one that begins alike.
+    bool prefix_reuse = true;
 
     SyntheticOptions synthetic; // for timing alone
 };
@@ -46,6 +52,7 @@ struct Event {
 struct EngineStats { // totals since construction
     int64_t n_steps = 0;
     int64_t n_prefill_tokens = 0;
+    int64_t n_reused = 0; // prompt tokens found in the caches instead
     int64_t n_drafted = 0;
     int64_t n_scheduled = 0;
     int64_t n_accepted = 0;
@@ -127,7 +134,9 @@ class Engine {
     [[nodiscard]] StepLoad step_load() const;
     void learn(double total_ms);
     void add_decode_rows(Lane& lane);
-    void add_prefill_rows(Lane& lane);
+    [[nodiscard]] int32_t prefill_room(int32_t n_decode_rows) const;
+    void add_prompts();
+    void add_prefill_rows(Lane& lane, int32_t n_rows);
     void commit_prefill(Lane& lane);
     void commit_round(Lane& lane);
     void record_decision(const Lane& lane);
@@ -145,7 +154,12 @@ class Engine {
     void keep_context(const Lane& lane, int32_t n_rows);
     void inject();
     void finish(Request& request, FinishReason reason, const std::string& error = {});
-    void release(Request& request);
+    [[nodiscard]] int32_t reusable(const Request& request, int32_t sequence, std::span<const int32_t> tokens) const;
+    [[nodiscard]] std::pair<int32_t, int32_t> longest_prefix(const Request& request) const;
+    void place(Request& request);
+    void cut(int32_t sequence, int32_t begin);
+    void release(Request& request, bool is_clean);
+    void drop_idle();
     void fail_step(const std::string& error);
     void record_step(double total_ms);
     Event& event_of(const Request& request);
@@ -166,7 +180,9 @@ class Engine {
     std::atomic<bool> is_closed_{false};
     std::atomic<int32_t> n_running_{0};
     std::vector<std::unique_ptr<Request>> running_;
-    std::vector<int32_t> free_sequences_;
+    PrefixCache sequences_;
+    bool is_reusing_ = false;
+    size_t n_turns_ = 0; // passes with prompts: whose turn it is when rows are fewer than prompts
 
     // The step's own: cleared at its start, capacity kept.
     std::vector<Lane> lanes_;

@@ -246,9 +246,6 @@ void Engine::inject() {
     if (!drafter_) {
         return;
     }
-    std::erase_if(context_rows_, [&](const ContextRow& row) {
-        return std::find(free_sequences_.begin(), free_sequences_.end(), row.sequence) != free_sequences_.end();
-    });
     if (context_rows_.empty()) {
         return;
     }

@@ -14,6 +14,7 @@ CostCurves Engine::measure_costs(double budget_ms) {
     if (!running_.empty()) {
         throw DSparkError("cannot measure costs: requests are running");
     }
+    drop_idle();
     const int32_t block = drafter_ ? drafter_->block_size() : 0;
     MeasureOptions options;
     options.n_sequences = options_.n_parallel;

@@ -45,6 +45,14 @@ void FeatureQueue::remove(int32_t sequence, int32_t begin) {
     truncate(rows, std::max(0, begin - rows.first_position));
 }
 
+void FeatureQueue::copy(int32_t from, int32_t to, int32_t end) {
+    const int32_t n = std::min(n_rows(from), end - first_position(from));
+    for (int32_t row = 0; row < n; ++row) {
+        const std::span<float> copied = push(to, first_position(from) + row);
+        std::ranges::copy(features(from, row), copied.begin());
+    }
+}
+
 void FeatureQueue::truncate(Rows& rows, int32_t n_kept) {
     if (n_kept >= rows.n_rows) {
         return;

@@ -168,6 +168,9 @@ class Context {
     void tap_layer(int32_t layer);
 
     void remove(int32_t sequence, int32_t begin, int32_t end); // cells at positions [begin, end); end < 0: all after
+    // Cells of `from` at positions [begin, end) belong to `to` as well.
+    void copy(int32_t from, int32_t to, int32_t begin, int32_t end);
+    [[nodiscard]] bool can_share() const; // a plain attention cache: neither a state nor a sliding window
     void clear();
     [[nodiscard]] int32_t last_position(int32_t sequence) const; // -1: empty
     [[nodiscard]] int32_t first_position(int32_t sequence) const;

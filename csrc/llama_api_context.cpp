@@ -2,6 +2,8 @@
 #include "kernels/kernels.h"
 #include "llama_api_impl.h"
 
+#include "llama-kv-cache.h"
+
 #include <algorithm>
 #include <array>
 
@@ -217,6 +219,17 @@ void Context::remove(int32_t sequence, int32_t begin, int32_t end) {
         throw DecodeError("cannot remove positions from sequence " + std::to_string(sequence) +
                           ": the model's memory does not allow it");
     }
+}
+
+void Context::copy(int32_t from, int32_t to, int32_t begin, int32_t end) {
+    llama_memory_seq_cp(llama_get_memory(impl_->context), from, to, begin, end);
+}
+
+// A cache with a sliding window gives up the cells behind it, a recurrent state cannot be cut: sharing asks for
+// neither.
+bool Context::can_share() const {
+    const bool is_plain = dynamic_cast<const llama_kv_cache*>(llama_get_memory(impl_->context)) != nullptr;
+    return is_plain && llama_model_n_swa(model_->impl().model) == 0;
 }
 
 void Context::clear() { llama_memory_clear(llama_get_memory(impl_->context), true); }

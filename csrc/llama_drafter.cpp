@@ -131,9 +131,25 @@ void LlamaDrafter::begin_recording() {
     }
 }
 
-void LlamaDrafter::forget(int32_t sequence) {
-    queue_.remove(sequence, 0);
-    context_.remove(sequence, 0, -1);
+void LlamaDrafter::remove(int32_t sequence, int32_t begin) {
+    queue_.remove(sequence, begin);
+    context_.remove(sequence, begin, -1);
+}
+
+void LlamaDrafter::copy(int32_t from, int32_t to, int32_t end) {
+    forget(to);
+    context_.copy(from, to, 0, end);
+    queue_.copy(from, to, end);
+}
+
+// Rows that left the window are gone: of a text cut further back at least half a window must remain.
+int32_t LlamaDrafter::reusable(int32_t sequence, int32_t n) const {
+    const int32_t end = std::min(n, last_position(sequence) + 1);
+    const int32_t last_injected = context_.last_position(sequence);
+    const bool has_injected =
+        last_injected >= 0 && (queue_.n_rows(sequence) == 0 || last_injected + 1 >= queue_.first_position(sequence));
+    const int32_t first = has_injected ? context_.first_position(sequence) : queue_.first_position(sequence);
+    return end > first && (first == 0 || end - first >= options_.window / 2) ? end : 0;
 }
 
 int32_t LlamaDrafter::last_position(int32_t sequence) const {

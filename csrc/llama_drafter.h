@@ -41,7 +41,10 @@ class LlamaDrafter final : public Drafter {
     void draft(std::span<const DraftTask> tasks, std::span<BlockDraft> drafts) override;
     void inject(std::span<const ContextRow> rows) override;
     void begin_recording() override;
-    void forget(int32_t sequence) override;
+    void remove(int32_t sequence, int32_t begin) override;
+    [[nodiscard]] bool can_share() const override { return context_.can_share(); }
+    void copy(int32_t from, int32_t to, int32_t end) override;
+    [[nodiscard]] int32_t reusable(int32_t sequence, int32_t n) const override;
     [[nodiscard]] int32_t last_position(int32_t sequence) const override;
     [[nodiscard]] int32_t n_waiting(int32_t sequence) const override { return queue_.n_rows(sequence); }
     [[nodiscard]] DrafterTimes take_times() override { return std::exchange(times_, {}); }

@@ -19,6 +19,9 @@ class LlamaTarget final : public Target {
     void remove(int32_t sequence, int32_t begin) override { context_.remove(sequence, begin, -1); }
     [[nodiscard]] int32_t last_position(int32_t sequence) const override { return context_.last_position(sequence); }
 
+    [[nodiscard]] bool can_share() const override { return context_.can_share(); }
+    void copy(int32_t from, int32_t to, int32_t begin, int32_t end) override { context_.copy(from, to, begin, end); }
+
     [[nodiscard]] Context& context() { return context_; }
 
   private:

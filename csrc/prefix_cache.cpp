@@ -16,13 +16,13 @@ PrefixCache::PrefixCache(int32_t n_sequences) : holdings_(static_cast<size_t>(n_
     }
 }
 
-int32_t PrefixCache::take(int32_t spared) {
+int32_t PrefixCache::take() {
     if (!empty_.empty()) {
         const int32_t sequence = empty_.back();
         empty_.pop_back();
         return sequence;
     }
-    const int32_t sequence = oldest(spared);
+    const int32_t sequence = oldest();
     if (sequence >= 0) {
         claim(sequence);
     }
@@ -38,14 +38,6 @@ void PrefixCache::put(int32_t sequence, std::vector<int32_t> tokens) {
     holdings_[static_cast<size_t>(sequence)] = {std::move(tokens), ++clock_};
 }
 
-int32_t PrefixCache::evict() {
-    const int32_t sequence = oldest(-1);
-    if (sequence >= 0) {
-        put(sequence, {});
-    }
-    return sequence;
-}
-
 std::vector<int32_t> PrefixCache::idle() const {
     std::vector<int32_t> sequences;
     for (size_t i = 0; i < holdings_.size(); ++i) {
@@ -56,12 +48,12 @@ std::vector<int32_t> PrefixCache::idle() const {
     return sequences;
 }
 
-int32_t PrefixCache::oldest(int32_t spared) const {
+int32_t PrefixCache::oldest() const {
     int32_t found = -1;
     for (const int32_t sequence : idle()) {
         const bool is_older =
             found < 0 || holdings_[static_cast<size_t>(sequence)].used < holdings_[static_cast<size_t>(found)].used;
-        found = sequence != spared && is_older ? sequence : found;
+        found = is_older ? sequence : found;
     }
     return found;
 }

@@ -15,18 +15,17 @@ class PrefixCache {
   public:
     explicit PrefixCache(int32_t n_sequences);
 
-    // A sequence without tokens, else the idle one used longest ago but not `spared`; -1: none. It is the caller's
-    // then, and may still have cells.
-    [[nodiscard]] int32_t take(int32_t spared = -1);
+    // A sequence without tokens, else the idle one used longest ago; -1: none. It is the caller's then, and may still
+    // have cells.
+    [[nodiscard]] int32_t take();
     // Gives the idle sequence itself to the caller, tokens and all.
     void claim(int32_t sequence);
     // Gives a sequence back, holding `tokens` in its cells; empty: nothing that anyone could use.
     void put(int32_t sequence, std::vector<int32_t> tokens);
-    // The idle sequence used longest ago forgets its tokens; returns it, or -1 when none is idle.
-    [[nodiscard]] int32_t evict();
+    void touch(int32_t sequence) { holdings_[static_cast<size_t>(sequence)].used = ++clock_; }
 
     [[nodiscard]] std::vector<int32_t> idle() const;
-    [[nodiscard]] std::span<const int32_t> empty() const { return empty_; }
+    [[nodiscard]] bool has_any() const { return !empty_.empty() || !idle().empty(); }
     [[nodiscard]] std::span<const int32_t> tokens(int32_t sequence) const {
         return holdings_[static_cast<size_t>(sequence)].tokens;
     }
@@ -36,7 +35,7 @@ class PrefixCache {
         std::vector<int32_t> tokens; // empty unless idle
         uint64_t used = 0;
     };
-    [[nodiscard]] int32_t oldest(int32_t spared) const;
+    [[nodiscard]] int32_t oldest() const;
 
     std::vector<Holding> holdings_;
     std::vector<int32_t> empty_;

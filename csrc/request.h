@@ -47,6 +47,7 @@ struct RequestOptions {
 // Counts cover decode rounds; the token that prefill yields belongs to no round.
 struct RequestStats {
     int32_t n_prompt = 0;
+    int32_t n_reused = 0;    // of those, found in the caches
     int32_t n_rounds = 0;    // target passes that decoded this request
     int32_t n_drafted = 0;   // tokens the drafter proposed
     int32_t n_scheduled = 0; // of those, sent to the target

@@ -1,5 +1,6 @@
 #include "scripted_drafter.h"
 
+#include <algorithm>
 #include <stdexcept>
 
 namespace dspark {
@@ -28,6 +29,14 @@ ScriptedDrafter::ScriptedDrafter(std::vector<std::vector<int32_t>> scripts, Mode
 int32_t ScriptedDrafter::last_position(int32_t sequence) const {
     const auto found = last_positions_.find(sequence);
     return found == last_positions_.end() ? -1 : found->second;
+}
+
+void ScriptedDrafter::remove(int32_t sequence, int32_t begin) {
+    last_positions_[sequence] = std::min(last_position(sequence), begin - 1);
+}
+
+void ScriptedDrafter::copy(int32_t from, int32_t to, int32_t end) {
+    last_positions_[to] = std::min(last_position(from), end - 1);
 }
 
 int32_t ScriptedDrafter::token_at(uint64_t request_id, int32_t position) const {

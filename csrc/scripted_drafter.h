@@ -22,7 +22,9 @@ class ScriptedDrafter final : public Drafter {
     [[nodiscard]] bool has_confidence() const override { return false; }
     void draft(std::span<const DraftTask> tasks, std::span<BlockDraft> drafts) override;
     void inject(std::span<const ContextRow> rows) override; // throws std::logic_error on a gap
-    void forget(int32_t sequence) override { last_positions_.erase(sequence); }
+    void remove(int32_t sequence, int32_t begin) override;
+    [[nodiscard]] bool can_share() const override { return true; }
+    void copy(int32_t from, int32_t to, int32_t end) override;
     [[nodiscard]] int32_t last_position(int32_t sequence) const override;
 
   private:

@@ -4,6 +4,8 @@
 
 #include <cstdint>
 #include <span>
+#include <stdexcept>
+#include <string>
 
 namespace dspark {
 
@@ -32,6 +34,14 @@ class Target {
     // Forgets the cells of `sequence` at positions >= begin.
     virtual void remove(int32_t sequence, int32_t begin) = 0;
     [[nodiscard]] virtual int32_t last_position(int32_t sequence) const = 0; // -1: empty
+
+    // Whether any cells can be removed and sequences may share cells: only then is copy() called.
+    [[nodiscard]] virtual bool can_share() const { return false; }
+    // Cells of `from` at positions [begin, end) become those of `to` as well, which ends at begin - 1.
+    virtual void copy(int32_t from, int32_t to, int32_t begin, int32_t end) {
+        throw std::logic_error("cells " + std::to_string(begin) + " .. " + std::to_string(end) + " of " +
+                               std::to_string(from) + " cannot be shared with " + std::to_string(to));
+    }
 };
 
 } // namespace dspark

@@ -23,8 +23,9 @@ from dspark_cpp.convert import ConvertOptions, convert
 DATA = Path(__file__).parent / "data" / "demo_pair"
 HEADS = ("vanilla", "gated", "rnn")
 
-# Exactness needs sums that do not depend on the neighbours: f32 caches, and no flash attention, whose CPU kernel does.
-exact_engine = partial(_core.Engine, kv_type="f32", flash_attention=False, n_threads=1)
+# Exactness needs sums that do not depend on the neighbours: f32 caches, and no flash attention, whose CPU kernel does;
+# and figures that do not depend on what ran before: no prefix reuse.
+exact_engine = partial(_core.Engine, kv_type="f32", flash_attention=False, n_threads=1, prefix_reuse=False)
 
 Pick = Callable[[int], _core.RequestOptions]
 

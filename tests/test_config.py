@@ -73,6 +73,7 @@ ENGINE_RANGES = [
     ({"n_candidates": 0}, "n_candidates must be at least 1, got 0"),
     ({"draft_window": 0}, "draft_window must be at least 1, got 0"),
     ({"max_queue": 0}, "max_queue must be at least 1, got 0"),
+    ({"prefill_chunk": 0}, "prefill_chunk must be at least 1, got 0"),
     ({"kv_type": "f8"}, "kv_type must be one of .*, got 'f8'"),
     ({"head": "fast"}, "head must be one of candidates, full, graph, got 'fast'"),
     ({"policy": "always"}, "policy must be off, full, fixed:n, .* or a number of tokens, got 'always'"),

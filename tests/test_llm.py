@@ -162,7 +162,8 @@ def test_logprobs_do_not_depend_on_speculation_or_temperature(llm, prompts):
     for a, b in zip(on, off, strict=True):
         assert a.logprob == pytest.approx(b.logprob, abs=1e-3)  # f32 sums in another order
     [cold] = llm.generate(prompts[0], replace(GREEDY, logprobs=0))
-    assert [entry.logprob for entry in cold.logprobs] == [entry.logprob for entry in on]
+    # Its prompt stood in the cache already: the same sums in batches of other sizes.
+    assert [entry.logprob for entry in cold.logprobs] == pytest.approx([entry.logprob for entry in on], abs=1e-3)
     assert all(entry.top == () for entry in cold.logprobs)
 
 

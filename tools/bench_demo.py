@@ -59,7 +59,7 @@ class Bench:
     """
 
     def __init__(self, engine: dict[str, Any], prompts: Sequence[str]) -> None:
-        self._engine = engine
+        self._engine = {"prefix_reuse": False} | engine  # repeated prompts must not become free
         self._prompts = list(prompts)
         with LLM.demo(**engine) as llm:
             assert llm.drafter is not None

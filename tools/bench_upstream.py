@@ -141,6 +141,7 @@ def load(options: argparse.Namespace, draft_length: int, head: Head = "full") ->
         head=head,
         n_candidates=options.n_candidates,
         policy=draft_length,
+        prefix_reuse=False,  # repeated prompts must not become free
     )
 
 

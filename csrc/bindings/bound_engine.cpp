@@ -100,7 +100,15 @@ void fill_defaults(LLMOptions& options, const Model& target) {
 }
 
 EngineOptions engine_options(const LLMOptions& options) {
-    return {options.n_ctx, options.n_parallel, options.n_batch, options.max_queue, options.synthetic};
+    EngineOptions engine;
+    engine.n_ctx = options.n_ctx;
+    engine.n_parallel = options.n_parallel;
+    engine.n_batch = options.n_batch;
+    engine.max_queue = options.max_queue;
+    engine.prefill_chunk = options.prefill_chunk;
+    engine.prefix_reuse = options.prefix_reuse;
+    engine.synthetic = options.synthetic;
+    return engine;
 }
 
 std::unique_ptr<Scheduler> make_scheduler(const LLMOptions& options, int32_t block) {

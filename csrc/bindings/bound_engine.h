@@ -25,6 +25,8 @@ struct LLMOptions {
     std::vector<CalibrationEntry> calibration;
     int32_t draft_window = 4096;
     int32_t max_queue = 512;
+    int32_t prefill_chunk = 64;
+    bool prefix_reuse = true;
     // Empty: on, but for an f32 cache on the CPU. Measured there, a token's logits alone and in a batch of 8: equal to
     // the bit with flash attention and f16, off by up to 4e-2 with f32; without it equal with f32, off by 7e-3 with
     // f16.

@@ -161,6 +161,7 @@ void register_results(py::module_& module) {
         .def_readonly("top", &TopLogprobs::best);
     py::class_<RequestStats>(module, "RequestStats")
         .def_readonly("n_prompt", &RequestStats::n_prompt)
+        .def_readonly("n_reused", &RequestStats::n_reused)
         .def_readonly("n_rounds", &RequestStats::n_rounds)
         .def_readonly("n_drafted", &RequestStats::n_drafted)
         .def_readonly("n_scheduled", &RequestStats::n_scheduled)
@@ -205,6 +206,7 @@ void register_results(py::module_& module) {
     py::class_<EngineStats>(module, "EngineStats")
         .def_readonly("n_steps", &EngineStats::n_steps)
         .def_readonly("n_prefill_tokens", &EngineStats::n_prefill_tokens)
+        .def_readonly("n_reused", &EngineStats::n_reused)
         .def_readonly("n_drafted", &EngineStats::n_drafted)
         .def_readonly("n_scheduled", &EngineStats::n_scheduled)
         .def_readonly("n_accepted", &EngineStats::n_accepted)
@@ -230,7 +232,7 @@ void register_engine(py::module_& module) {
                          const std::string& kv_type, const std::string& head, int32_t n_candidates,
                          const std::string& policy, const std::string& objective,
                          const std::vector<CalibrationTuple>& calibration, int32_t draft_window, int32_t max_queue,
-                         std::optional<bool> flash_attention,
+                         int32_t prefill_chunk, bool prefix_reuse, std::optional<bool> flash_attention,
                          const std::optional<SyntheticOptions>& synthetic_acceptance) {
                  LLMOptions options;
                  options.n_ctx = n_ctx;
@@ -246,6 +248,8 @@ void register_engine(py::module_& module) {
                  options.calibration = make_calibration(calibration);
                  options.draft_window = draft_window;
                  options.max_queue = max_queue;
+                 options.prefill_chunk = prefill_chunk;
+                 options.prefix_reuse = prefix_reuse;
                  options.flash_attention = flash_attention;
                  options.synthetic = synthetic_acceptance.value_or(SyntheticOptions{});
                  const py::gil_scoped_release release;
@@ -256,7 +260,8 @@ void register_engine(py::module_& module) {
              py::arg("n_threads_batch") = 0, py::arg("kv_type") = "f16", py::arg("head") = "candidates",
              py::arg("n_candidates") = kDefaultCandidates, py::arg("policy") = "full",
              py::arg("objective") = "throughput", py::arg("calibration") = std::vector<CalibrationTuple>{},
-             py::arg("draft_window") = 4096, py::arg("max_queue") = 512, py::arg("flash_attention") = py::none(),
+             py::arg("draft_window") = 4096, py::arg("max_queue") = 512, py::arg("prefill_chunk") = 64,
+             py::arg("prefix_reuse") = true, py::arg("flash_attention") = py::none(),
              py::arg("synthetic_acceptance") = py::none())
         .def("submit", &submit_request, py::arg("prompt"), py::arg("options").none(false))
         .def("step", &run_step)

@@ -221,6 +221,8 @@ class RequestStats:
     @property
     def n_prompt(self) -> int: ...
     @property
+    def n_reused(self) -> int: ...  # of those, found in the caches
+    @property
     def n_rounds(self) -> int: ...
     @property
     def n_drafted(self) -> int: ...
@@ -299,6 +301,8 @@ class EngineStats:
     @property
     def n_prefill_tokens(self) -> int: ...
     @property
+    def n_reused(self) -> int: ...  # prompt tokens found in the caches instead
+    @property
     def n_drafted(self) -> int: ...
     @property
     def n_scheduled(self) -> int: ...
@@ -372,6 +376,8 @@ class Engine:
         calibration: Sequence[tuple[str, float, Sequence[float], Sequence[float]]] = [],  # rule, T, sts, acceptance
         draft_window: int = 4096,
         max_queue: int = 512,
+        prefill_chunk: int = 64,  # most rows of prompts in a pass while anyone decodes
+        prefix_reuse: bool = True,  # finished requests leave their cells for later ones that begin alike
         flash_attention: bool | None = None,  # None: on, but for an f32 cache on the CPU
         synthetic_acceptance: SyntheticAcceptance | None = None,  # for timing alone: no text
     ) -> None: ...

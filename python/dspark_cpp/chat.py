@@ -62,6 +62,8 @@ class RequestStats:
     ----------
     n_prompt : int
         Tokens of the prompt.
+    n_reused : int
+        Of those, found in the caches: an earlier request began alike.
     n_rounds : int
         Rounds.
     n_drafted, n_scheduled, n_accepted : int
@@ -83,6 +85,7 @@ class RequestStats:
     """
 
     n_prompt: int = 0
+    n_reused: int = 0
     n_rounds: int = 0
     n_drafted: int = 0
     n_scheduled: int = 0
@@ -119,6 +122,7 @@ class RequestStats:
         """Copy the engine's own record."""
         return cls(
             n_prompt=stats.n_prompt,
+            n_reused=stats.n_reused,
             n_rounds=stats.n_rounds,
             n_drafted=stats.n_drafted,
             n_scheduled=stats.n_scheduled,

@@ -198,6 +198,12 @@ class EngineConfig:
         Newest tokens the drafter can see. Drafters are trained at 4096, and fall apart far beyond it.
     max_queue : int
         Requests that may wait; one more is refused with QueueFullError.
+    prefill_chunk : int
+        Most rows of prompts in one forward pass while any request decodes: a smaller one keeps the others' pauses
+        short, a larger one lets long prompts begin sooner. While nobody decodes prompts get all of `n_batch`.
+    prefix_reuse : bool
+        Keep what finished requests left in the caches, for later prompts that begin alike: a chat's next turn, a
+        shared system prompt. Not with a sliding window or a recurrent state.
     flash_attention : bool, optional
         Use llama.cpp's fused attention. None: with a GPU only. On a CPU it rounds to f16 inside, so that a token's
         logits depend a little on what shares its batch.
@@ -232,6 +238,8 @@ class EngineConfig:
     calibration: str | os.PathLike[str] | Calibration | None = None
     draft_window: int = 4096
     max_queue: int = 512
+    prefill_chunk: int = 64
+    prefix_reuse: bool = True
     flash_attention: bool | None = None
     use_mmap: bool = True
     check_tensors: bool = False
@@ -240,7 +248,7 @@ class EngineConfig:
     def __post_init__(self) -> None:
         for name, (low, high) in _ENGINE_RANGES.items():
             _store(self, name, _integer(name, getattr(self, name), low, high))
-        for name in ("use_mmap", "check_tensors"):
+        for name in ("use_mmap", "check_tensors", "prefix_reuse"):
             _check_bool(name, getattr(self, name))
         if self.flash_attention is not None:
             _check_bool("flash_attention", self.flash_attention)
@@ -353,6 +361,8 @@ class EngineOptions(TypedDict, total=False):
     calibration: str | os.PathLike[str] | Calibration | None
     draft_window: int
     max_queue: int
+    prefill_chunk: int
+    prefix_reuse: bool
     flash_attention: bool | None
     use_mmap: bool
     check_tensors: bool
@@ -369,6 +379,7 @@ _ENGINE_RANGES = {
     "n_candidates": (1, _INT_MAX),
     "draft_window": (1, _INT_MAX),
     "max_queue": (1, _INT_MAX),
+    "prefill_chunk": (1, _INT_MAX),
 }
 
 

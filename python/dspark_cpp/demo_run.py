@@ -63,11 +63,11 @@ class _Domain:
 
 
 def _open_plain() -> LLM:
-    return LLM(_FOLDER / "target.gguf", n_ctx=_N_CTX)
+    return LLM(_FOLDER / "target.gguf", n_ctx=_N_CTX, prefix_reuse=False)  # repeated prompts must not become free
 
 
 def _open_dspark() -> LLM:
-    return LLM.demo(n_ctx=_N_CTX)
+    return LLM.demo(n_ctx=_N_CTX, prefix_reuse=False)
 
 
 def _ask(llm: LLM, prompt: str, params: SamplingParams) -> Completion:

@@ -423,6 +423,8 @@ def _make_engine(
         calibration=_calibration(target, drafter, config),
         draft_window=config.draft_window,
         max_queue=config.max_queue,
+        prefill_chunk=config.prefill_chunk,
+        prefix_reuse=config.prefix_reuse,
         flash_attention=config.flash_attention,
         synthetic_acceptance=synthetic_acceptance,
     )

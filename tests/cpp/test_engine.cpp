@@ -8,6 +8,7 @@
 
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <thread>
 
@@ -26,6 +27,8 @@ struct Bench {
     std::unique_ptr<Engine> engine;
     toy::Target* target = nullptr;
     Drafter* drafter = nullptr;
+    bool never_drafts = false;
+    std::set<uint64_t> plain; // requests that never draft: the drafter holds nothing of them
 };
 
 Bench make_bench(std::unique_ptr<Drafter> drafter, int32_t draft_length, EngineOptions options = {},
@@ -34,8 +37,9 @@ Bench make_bench(std::unique_ptr<Drafter> drafter, int32_t draft_length, EngineO
     auto target = std::make_unique<toy::Target>(end_logit);
     bench.target = target.get();
     bench.drafter = drafter.get();
+    bench.never_drafts = draft_length == 0;
     SchedulerOptions scheduler;
-    scheduler.policy = {Policy::Kind::fixed, draft_length, 0};
+    scheduler.policy = {draft_length > 0 ? Policy::Kind::fixed : Policy::Kind::off, draft_length, 0};
     scheduler.block_size = drafter ? drafter->block_size() : 0;
     bench.engine = std::make_unique<Engine>(std::move(target), std::move(drafter),
                                             std::make_unique<Scheduler>(scheduler), options);
@@ -54,7 +58,8 @@ std::map<uint64_t, Answer> run(Bench& bench) {
             answer.stats = event.stats;
         }
         for (const CachePosition& position : bench.engine->cache_positions()) {
-            CHECK(bench.drafter == nullptr || position.target == position.draft);
+            const bool is_plain = bench.never_drafts || bench.plain.contains(position.request_id);
+            CHECK(position.draft == (bench.drafter == nullptr || is_plain ? -1 : position.target));
         }
     }
     return answers;
@@ -240,8 +245,10 @@ void test_end_of_text_inside_accepted_prefix() {
     for (size_t i = 0; i < scripts.size(); ++i) {
         scripts[i].insert(scripts[i].end(), ignoring[i].begin(), ignoring[i].end());
     }
+    EngineOptions engine_options;
+    engine_options.prefix_reuse = false; // an ended request then leaves nothing
     Bench bench = make_bench(std::make_unique<ScriptedDrafter>(scripts, ScriptedDrafter::Mode::right, 7, toy::kVocab),
-                             7, {}, 1.0F);
+                             7, engine_options, 1.0F);
     CHECK(batched_texts(bench, options) == plain);
     bool any_stopped = false;
     for (const auto& text : plain) {
@@ -283,6 +290,7 @@ void test_draft_limit_of_one_request() {
     two.draft_limit = 2;
     const uint64_t a = bench.engine->submit({1}, off);
     const uint64_t b = bench.engine->submit({1}, two);
+    bench.plain = {a};
     auto answers = run(bench);
     CHECK(answers[a].stats.n_drafted == 0);
     CHECK(answers[b].stats.n_scheduled > 0);
@@ -293,6 +301,7 @@ void test_draft_limit_of_one_request() {
 void test_cancel_everywhere() {
     EngineOptions options;
     options.n_batch = 2;
+    options.prefix_reuse = false; // an ended request then leaves nothing
     Bench bench = make_bench(std::make_unique<toy::Drafter>(1), 1, options);
     const uint64_t running = bench.engine->submit(std::vector<int32_t>(9, 1), greedy());
     const uint64_t queued = bench.engine->submit({1}, greedy());

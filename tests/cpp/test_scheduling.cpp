@@ -76,7 +76,7 @@ class CoinDrafter final : public Drafter {
         }
     }
     void inject(std::span<const ContextRow> rows) override { last_ = rows.back().position; }
-    void forget(int32_t) override { last_ = -1; }
+    void remove(int32_t, int32_t) override { last_ = -1; } // nothing is reused here: always all of it
     [[nodiscard]] int32_t last_position(int32_t) const override { return last_; }
 
   private:
@@ -147,7 +147,7 @@ class ConfidentDrafter final : public Drafter {
         }
     }
     void inject(std::span<const ContextRow> rows) override { toy_.inject(rows); }
-    void forget(int32_t sequence) override { toy_.forget(sequence); }
+    void remove(int32_t sequence, int32_t begin) override { toy_.remove(sequence, begin); }
     [[nodiscard]] int32_t last_position(int32_t sequence) const override { return toy_.last_position(sequence); }
 
   private:

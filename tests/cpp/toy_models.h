@@ -6,6 +6,7 @@
 #include "errors.h"
 #include "target.h"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <map>
@@ -79,6 +80,18 @@ class Target final : public dspark::Target {
         return found == cells_.end() ? -1 : static_cast<int32_t>(found->second.size()) - 1;
     }
 
+    [[nodiscard]] bool can_share() const override { return true; }
+
+    void copy(int32_t from, int32_t to, int32_t begin, int32_t end) override {
+        if (last_position(to) != begin - 1 || last_position(from) < end - 1) {
+            throw std::logic_error("copied cells must continue the cache without gaps");
+        }
+        const std::vector<int32_t> source = cells_[from];
+        cells_[to].insert(cells_[to].end(), source.begin() + begin, source.begin() + end);
+    }
+
+    [[nodiscard]] const std::vector<int32_t>& cells(int32_t sequence) { return cells_[sequence]; }
+
     bool fail_next = false;
     int32_t poisoned_token = -1; // NaN logits after this token
     int32_t n_rows_last = 0;
@@ -114,7 +127,13 @@ class Drafter final : public dspark::Drafter {
         }
     }
 
-    void forget(int32_t sequence) override { last_.erase(sequence); }
+    void remove(int32_t sequence, int32_t begin) override {
+        last_[sequence] = std::min(last_position(sequence), begin - 1);
+    }
+
+    [[nodiscard]] bool can_share() const override { return true; }
+
+    void copy(int32_t from, int32_t to, int32_t end) override { last_[to] = std::min(last_position(from), end - 1); }
 
     [[nodiscard]] int32_t last_position(int32_t sequence) const override {
         const auto found = last_.find(sequence);

@@ -117,7 +117,8 @@ class Pair:
         loading: dict[str, Any] = {"n_gpu_layers": options.get("n_gpu_layers", -1)}
         self.target = _core.Model.load_target(target, **loading)
         self.drafter = _core.Model.load_drafter(draft, self.target, **loading)
-        self._options: EngineOptions = options  # type: ignore[assignment]
+        # Repeated prompts must not become free.
+        self._options: EngineOptions = {"prefix_reuse": False} | options  # type: ignore[assignment]
         self._llm = type("SyntheticLLM", (LLM,), {"_synthetic_acceptance": synthetic}) if synthetic else LLM
 
     @property
