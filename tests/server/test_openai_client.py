@@ -80,6 +80,7 @@ def test_json_schema_is_kept(client):
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "get_weather"}}])
 def test_required_tools_are_called(client, choice):
     options = GREEDY | {"tools": [WEATHER_TOOL], "tool_choice": choice, "max_completion_tokens": 200}
+    options["parallel_tool_calls"] = False  # a small model may call for ever
     whole = client.chat.completions.create(**options).choices[0]
     assert whole.finish_reason == "tool_calls"
     [call] = whole.message.tool_calls[:1]
