@@ -91,7 +91,7 @@ def test_required_tools_are_called(client, choice):
         for part in step.choices[0].delta.tool_calls or []:
             arguments += part.function.arguments or "" if part.index == 0 else ""
         reasons.add(step.choices[0].finish_reason)
-    assert arguments == call.function.arguments
+    assert json.loads(arguments) == json.loads(call.function.arguments)  # how much white space is a near tie
     assert reasons == {None, "tool_calls"}
 
 
