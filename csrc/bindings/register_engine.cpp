@@ -2,6 +2,7 @@
 #include "bindings.h"
 #include "bound_engine.h"
 #include "cost_dicts.h"
+#include "rule_names.h"
 
 #include <pybind11/stl.h>
 
@@ -12,20 +13,12 @@ using namespace dspark;
 
 namespace {
 
-std::optional<Verification> parse_rule(const std::string& name) {
-    if (name == "auto") {
-        return std::nullopt;
+std::optional<Verification> parse_verification(const std::string& name) {
+    const auto rule = find_rule(name);
+    if (!rule && name != "auto") {
+        throw std::invalid_argument("verification must be auto, exact, rejection or block, got " + name);
     }
-    if (name == "exact") {
-        return Verification::exact;
-    }
-    if (name == "rejection") {
-        return Verification::rejection;
-    }
-    if (name == "block") {
-        return Verification::block;
-    }
-    throw std::invalid_argument("verification must be auto, exact, rejection or block, got " + name);
+    return rule;
 }
 
 RequestOptions make_request_options(int32_t max_tokens, float temperature, int32_t top_k, float top_p, float min_p,
@@ -47,7 +40,7 @@ RequestOptions make_request_options(int32_t max_tokens, float temperature, int32
     options.sampling.seed = seed;
     options.ignore_eos = ignore_eos;
     options.n_logprobs = n_logprobs;
-    options.verification = parse_rule(verification);
+    options.verification = parse_verification(verification);
     if (policy) {
         options.policy = parse_policy(*policy);
     }
@@ -88,7 +81,7 @@ using CalibrationTuple = std::tuple<std::string, double, std::vector<double>, st
 std::vector<CalibrationEntry> make_calibration(const std::vector<CalibrationTuple>& tuples) {
     std::vector<CalibrationEntry> entries;
     for (const auto& [name, temperature, sts, acceptance] : tuples) {
-        const std::optional<Verification> rule = parse_rule(name);
+        const std::optional<Verification> rule = find_rule(name);
         if (!rule) {
             throw std::invalid_argument("calibration rule must be exact, rejection or block, got " + name);
         }

@@ -5,6 +5,7 @@
 #include "confidence_head.h"
 #include "head_arrays.h"
 #include "random.h"
+#include "rule_names.h"
 #include "sampling.h"
 #include "sequential_head.h"
 #include "verification_simulation.h"
@@ -54,19 +55,6 @@ TokenCounts token_counts(const std::vector<int32_t>& prompt, const std::vector<i
         counts.push_output(id);
     }
     return counts;
-}
-
-Verification verification(const std::string& name) {
-    if (name == "exact") {
-        return Verification::exact;
-    }
-    if (name == "rejection") {
-        return Verification::rejection;
-    }
-    if (name == "block") {
-        return Verification::block;
-    }
-    throw std::invalid_argument("rule must be exact, rejection or block, got " + name);
 }
 
 // A row of probabilities over the vocabulary; zeros are left out.
@@ -160,7 +148,7 @@ py::tuple verify_once(const std::string& rule, const std::vector<int32_t>& draft
     const auto draft = sparse_rows(draft_probs);
     const auto target = sparse_rows(target_probs);
     std::vector<int32_t> rows_read;
-    const auto verdict = verify(verification(rule), {draft_tokens, draft, start, RandomStream(seed)},
+    const auto verdict = verify(parse_rule(rule), {draft_tokens, draft, start, RandomStream(seed)},
                                 [&](int32_t row) -> const Distribution& {
                                     rows_read.push_back(row);
                                     return target.at(static_cast<size_t>(row));
@@ -177,7 +165,7 @@ SimulationOptions simulation_options(const py::dict& from) {
     read(from, "block_size", options.block_size);
     read(from, "n_tokens", options.n_tokens);
     read(from, "anchor", options.anchor);
-    options.rule = verification(rule);
+    options.rule = parse_rule(rule);
     options.draft_length = draft_length == "fixed" ? DraftLength::fixed : DraftLength::from_last_round;
     options.sampling = sampling_options(from);
     return options;

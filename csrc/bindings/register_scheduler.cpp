@@ -3,6 +3,7 @@
 #include "bindings.h"
 #include "cost_dicts.h"
 #include "head_arrays.h"
+#include "rule_names.h"
 #include "scheduler.h"
 
 #include <pybind11/stl.h>
@@ -14,19 +15,6 @@ namespace py = pybind11;
 
 namespace dspark {
 namespace {
-
-Verification rule_of(const std::string& name) {
-    if (name == "exact") {
-        return Verification::exact;
-    }
-    if (name == "rejection") {
-        return Verification::rejection;
-    }
-    if (name == "block") {
-        return Verification::block;
-    }
-    throw std::invalid_argument("rule must be exact, rejection or block, got " + name);
-}
 
 py::tuple parsed_policy(const std::string& text) {
     static constexpr const char* kNames[] = {"off", "fixed", "threshold", "algorithm1", "adaptive"};
@@ -159,13 +147,13 @@ using CalibrationTuple = std::tuple<std::string, double, std::vector<double>, st
 using KeyTuple = std::tuple<uint64_t, std::string, double>; // request, rule, temperature
 
 SurvivalKey key_of(const KeyTuple& tuple) {
-    return {std::get<0>(tuple), rule_of(std::get<1>(tuple)), std::get<2>(tuple)};
+    return {std::get<0>(tuple), parse_rule(std::get<1>(tuple)), std::get<2>(tuple)};
 }
 
 std::vector<CalibrationEntry> entries_of(const std::vector<CalibrationTuple>& tuples) {
     std::vector<CalibrationEntry> entries;
     for (const auto& [rule, temperature, sts, acceptance] : tuples) {
-        entries.push_back({rule_of(rule), temperature, sts, acceptance});
+        entries.push_back({parse_rule(rule), temperature, sts, acceptance});
     }
     return entries;
 }
@@ -264,7 +252,7 @@ class BoundScheduler {
         read(request, "temperature", proposal.key.temperature);
         read(request, "most", proposal.most);
         read(request, "policy", policy);
-        proposal.key.rule = rule_of(rule);
+        proposal.key.rule = parse_rule(rule);
         proposal.is_free = proposal.key.rule == Verification::exact;
         if (!policy.empty()) {
             proposal.policy = parse_policy(policy);
