@@ -17,6 +17,7 @@ import pytest
 pytest.importorskip("dspark_cpp._core")
 
 from dspark_cpp import LLM, DSparkError, EngineClosedError, QueueFullError, SamplingParams
+from dspark_cpp.compute_thread import ComputeThread, compute_thread
 from dspark_cpp.engine_loop import EngineLoop, RequestGroup
 
 ENDLESS = SamplingParams(temperature=0, max_tokens=100_000, ignore_eos=True)
@@ -75,9 +76,9 @@ def test_loop_hands_an_engine_error_to_everyone(error, message):
     with RequestGroup(loop) as one, RequestGroup(loop) as other:
         one.submit([1], None)
         other.submit([1], None)
-        with loop._wake:
+        with compute_thread.wake:
             engine.steps.append(error)
-            loop._wake.notify()
+            compute_thread.wake.notify_all()
         for group in (one, other):
             with pytest.raises(DSparkError, match=message):
                 group.next_event()
@@ -92,7 +93,7 @@ def test_loop_gives_each_request_its_own_events():
     engine = ScriptedEngine([event(2), event(1)], [event(1, "stop"), event(2, "length")])
     loop = EngineLoop(engine)
     got: queue.Queue[tuple[str, object]] = queue.Queue()
-    with loop._wake:  # both before the first step
+    with compute_thread.wake:  # both before the first step
         loop.submit([1], None, lambda e: got.put(("a", e.finish_reason)))
         loop.submit([1], None, lambda e: got.put(("b", e.finish_reason)))
     assert [got.get(timeout=60) for _ in range(4)] == [("b", None), ("a", None), ("a", "stop"), ("b", "length")]
@@ -118,6 +119,53 @@ def test_group_cancels_what_is_left_open():
     assert set(engine.cancelled) == ids
     loop.close()
     loop.close()
+
+
+# ---- the compute thread ----
+
+
+def test_engines_of_a_process_take_turns_in_one_thread():
+    order: list[tuple[str, str]] = []
+
+    class Told(ScriptedEngine):
+        def __init__(self, name):
+            super().__init__([], [], [event(1, "stop")])
+            self.name = name
+
+        def step(self):
+            order.append((self.name, threading.current_thread().name))
+            return super().step()
+
+    loops = [EngineLoop(Told(name)) for name in "ab"]
+    groups = [RequestGroup(loop) for loop in loops]
+    with compute_thread.wake:  # both before the first step
+        for group in groups:
+            group.submit([1], None)
+    for group in groups:
+        assert group.next_event().finish_reason == "stop"
+    assert order == [(name, "dspark-compute") for name in "ababab"]
+    for loop in loops:
+        loop.close()
+
+
+def test_jobs_run_between_turns_and_hand_back_what_they_did():
+    thread = ComputeThread()
+    assert thread.run(lambda: threading.current_thread().name) == "dspark-compute"
+    assert thread.run(lambda: thread.run(lambda: thread.is_current))
+    with pytest.raises(ZeroDivisionError):
+        thread.run(lambda: 1 // 0)
+    with pytest.raises(TimeoutError, match="its own"):
+        thread.run(lambda: (_ for _ in ()).throw(TimeoutError("its own")))
+    wait_until(lambda: thread._thread is None)  # nobody left: the thread has ended
+    assert thread.run(lambda: 7) == 7
+
+
+def test_a_collector_that_closes_with_the_lock_held_does_not_hang():
+    loop = EngineLoop(ScriptedEngine())
+    with compute_thread.wake:
+        loop.close(wait=False)
+    loop.close()
+    assert loop.is_closed
 
 
 # ---- endings ----
@@ -154,14 +202,15 @@ def test_use_after_close_is_refused(f32_target):
     assert llm.tokenize("still here")
 
 
-def test_llm_that_is_dropped_ends_its_thread(f32_target):
+def test_llm_that_is_dropped_ends_its_loop(f32_target):
     llm = LLM(f32_target, n_ctx=128, n_threads=1)
-    thread = llm._loop._thread
-    assert thread.is_alive()
+    loop = llm.loop
+    assert not loop.is_closed
     del llm
     gc.collect()
-    thread.join(60)
-    assert not thread.is_alive()
+    wait_until(lambda: loop not in compute_thread._members)
+    assert loop.is_closed
+    loop.close()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")

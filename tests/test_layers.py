@@ -31,6 +31,7 @@ LAYOUT = [
     "llm",
     "cost_cache",
     "engine_loop",
+    "compute_thread",
     "chat",
     "config",
     "bench_kernels",

@@ -11,11 +11,11 @@ import json
 import logging
 import os
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from dspark_cpp import _core
+from dspark_cpp.compute_thread import compute_thread
 from dspark_cpp.config import EngineConfig
 
 __all__ = ["CostCache", "cache_folder", "prepare_costs"]
@@ -117,18 +117,8 @@ def prepare_costs(
             return cache
         except (ValueError, KeyError, TypeError, RuntimeError) as error:
             _log.warning("cannot use the measured costs in %s: %s", cache.path, error)
-    cache.store(_measure(engine))
+    cache.store(compute_thread.run(engine.measure_costs))
     return cache
-
-
-def _measure(engine: _core.Engine) -> _core.CostCurves:
-    """Measure in a thread of its own, whose OpenMP team ends with it.
-
-    An idle team left behind by the caller's thread, beside that of the engine's, would outnumber the processors:
-    libgomp then stops spinning, and every later step takes several times as long.
-    """
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(engine.measure_costs).result()
 
 
 def _identity(model: _core.Model) -> list[str | int]:

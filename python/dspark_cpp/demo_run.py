@@ -3,8 +3,7 @@
 Owns: what is run and timed, and how it is shown. Must not know: anything that `LLM` does not offer to everybody.
 
 Plain decoding is an LLM without a drafter, so that it carries none of speculation's costs. Both take turns, so that a
-machine that slows down slows both, and one is closed before the other opens: the thread teams of two open engines make
-each other sleep and wake, which can cost more than the work. The figures are medians over answers. Speed is in tokens
+machine that slows down slows both. The figures are medians over answers. Speed is in tokens
 per second of the engine's own time in rounds: loading, prefill and the printing here are in neither.
 """
 

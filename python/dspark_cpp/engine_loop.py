@@ -1,8 +1,8 @@
-"""The one thread that owns an engine: callers put requests in and get events out.
+"""What stands between an engine and its callers: they put requests in and get events out.
 
-Owns: the thread, who waits for which request, how everything ends. Must not know: text, options, what an event means
+Owns: the engine, who waits for which request, how everything ends. Must not know: text, options, what an event means
 beyond whose it is and whether it is the last. `submit`, `cancel` and `close` may be called from any thread; `step` is
-called by the loop's own thread alone.
+called by the compute thread alone.
 """
 
 from __future__ import annotations
@@ -13,54 +13,22 @@ import logging
 import os
 import queue
 import threading
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from dspark_cpp import _core
+from dspark_cpp.compute_thread import compute_thread
 from dspark_cpp.errors import DSparkError, EngineClosedError
 
-__all__ = ["Deliver", "EngineLoop", "RequestGroup", "SteppedEngine", "compute_turns"]
+__all__ = ["Deliver", "EngineLoop", "RequestGroup", "SteppedEngine"]
 
 _log = logging.getLogger(__name__)
 
 # A wait without an end cannot be interrupted by Ctrl-C everywhere; one this long costs nothing and can.
 _POLL_SECONDS = 0.1
 
-# Called in the loop's thread with each event of a request, or with the error that ended it; must not block.
+# Called in the compute thread with each event of a request, or with the error that ended it; must not block.
 Deliver = Callable[["_core.Event | DSparkError"], None]
-
-
-class _Turns:
-    """A lock that is given in the order it was asked for."""
-
-    def __init__(self) -> None:
-        self._guard = threading.Lock()
-        self._waiting: deque[threading.Event] = deque()
-        self._is_taken = False
-
-    @contextlib.contextmanager
-    def take(self) -> Iterator[None]:
-        """Wait for a turn and hold it."""
-        with self._guard:
-            ours = threading.Event() if self._is_taken else None
-            if ours is not None:
-                self._waiting.append(ours)
-            self._is_taken = True
-        if ours is not None:
-            ours.wait()
-        try:
-            yield
-        finally:
-            with self._guard:
-                if self._waiting:
-                    self._waiting.popleft().set()
-                else:
-                    self._is_taken = False
-
-
-# Engines that compute at the same time share the cores badly (ARCHITECTURE.md): those of one process take turns.
-compute_turns = _Turns()
 
 
 class SteppedEngine(Protocol):
@@ -84,7 +52,7 @@ class SteppedEngine(Protocol):
 
 
 class EngineLoop:
-    """Runs an engine in a thread of its own until `close`.
+    """Runs an engine in the process's compute thread until `close`.
 
     An error of the engine reaches everyone who waits, and everyone who comes later. The thread is a daemon, and `close`
     runs at interpreter exit, so that an open loop neither keeps a program from ending nor crashes it. It does not
@@ -98,13 +66,13 @@ class EngineLoop:
 
     def __init__(self, engine: SteppedEngine) -> None:
         self._engine = engine
-        self._wake = threading.Condition()  # guards the three below
+        # The three below are guarded by compute_thread.wake.
         self._deliver: dict[int, Deliver] = {}
         self._is_closing = False
         self._failure: DSparkError | None = None
+        self._has_ended = threading.Event()
         self._pid = os.getpid()
-        self._thread = threading.Thread(target=self._run, name="dspark-engine", daemon=True)
-        self._thread.start()
+        compute_thread.join(self)
         atexit.register(self.close)
 
     @property
@@ -123,7 +91,7 @@ class EngineLoop:
             The engine's form of the options.
         deliver : callable
             Gets every event of the request, and an error if the engine ends before the request does. Called in the
-            loop's thread; must not block.
+            compute thread; must not block.
 
         Returns
         -------
@@ -137,60 +105,62 @@ class EngineLoop:
         ValueError, ContextFullError, QueueFullError
             As the engine finds.
         """
-        with self._wake:
+        if os.getpid() != self._pid:
+            raise EngineClosedError("cannot submit a request: an engine does not survive a fork; make one per process")
+        with compute_thread.wake:
             self._check_open()
             request_id = self._engine.submit(prompt, options)
             self._deliver[request_id] = deliver
-            self._wake.notify()
+            compute_thread.wake.notify_all()
             return request_id
 
     def cancel(self, request_id: int) -> bool:
         """End a request within one step; its last event still comes. False if it has already ended."""
         return not self._is_closing and os.getpid() == self._pid and self._engine.cancel(request_id)
 
-    def close(self) -> None:
-        """Finish the step in progress, give every waiting caller EngineClosedError, free the engine. Idempotent."""
+    def close(self, *, wait: bool = True) -> None:
+        """Finish the step in progress, give every waiting caller EngineClosedError, free the engine. Idempotent.
+
+        Parameters
+        ----------
+        wait : bool
+            Return when that is done. A garbage collector must not: it may run anywhere, also with `wake` held.
+        """
         if os.getpid() != self._pid:
             return  # a forked copy: the thread and the engine belong to the parent
-        with self._wake:
+        with compute_thread.wake:
             self._is_closing = True
-            self._wake.notify()
-        if threading.current_thread() is not self._thread:  # a garbage collector may call from anywhere
-            self._thread.join()
-        atexit.unregister(self.close)
+            compute_thread.wake.notify_all()
+        if wait and not compute_thread.is_current:
+            self._has_ended.wait()
 
     def _check_open(self) -> None:
-        if os.getpid() != self._pid:
-            raise EngineClosedError("cannot submit a request: an engine does not survive a fork; make one per process")
         if self._failure is not None:
             raise EngineClosedError(f"cannot submit a request: the engine failed: {self._failure}")
         if self._is_closing:
             raise EngineClosedError("cannot submit a request: the engine is closed")
 
-    # ---- the loop's thread ----
+    # ---- the compute thread ----
 
-    def _run(self) -> None:
-        error: DSparkError = EngineClosedError("the engine was closed before the request ended")
+    @property
+    def has_turn(self) -> bool:
+        """Whether the engine has work, or is to end."""
+        return self._is_closing or self._engine.has_work
+
+    def take_turn(self) -> None:
+        """Run one step and hand its events over; ends the loop when it is closed or the step fails."""
+        if self._is_closing:
+            self._end(EngineClosedError("the engine was closed before the request ended"))
+            return
         try:
-            while self._wait_for_work():
-                with compute_turns.take():
-                    events = self._engine.step()
-                for event in events:
-                    self._dispatch(event)
+            for event in self._engine.step():
+                self._dispatch(event)
         except Exception as cause:
-            error = _as_dspark_error(cause)
-            self._failure = error
-        finally:
-            self._end(error)
-
-    def _wait_for_work(self) -> bool:
-        with self._wake:
-            while not self._is_closing and not self._engine.has_work:
-                self._wake.wait()
-            return not self._is_closing
+            self._failure = _as_dspark_error(cause)
+            self._end(self._failure)
 
     def _dispatch(self, event: _core.Event) -> None:
-        with self._wake:  # submit registers under this lock, so that no event comes before its receiver
+        with compute_thread.wake:  # submit registers under this lock, so that no event comes before its receiver
             is_last = event.finish_reason is not None
             take = self._deliver.pop if is_last else self._deliver.get
             deliver = take(event.request_id, None)
@@ -198,13 +168,16 @@ class EngineLoop:
             self._engine.cancel(event.request_id)
 
     def _end(self, error: DSparkError) -> None:
-        with self._wake:
+        with compute_thread.wake:
             self._is_closing = True
             waiting, self._deliver = self._deliver, {}
         with contextlib.suppress(Exception):  # a failed engine may fail here too; the first error is the one to tell
             self._engine.close()
         for deliver in waiting.values():
             _call(deliver, error)
+        compute_thread.leave(self)
+        atexit.unregister(self.close)
+        self._has_ended.set()
 
 
 class RequestGroup:

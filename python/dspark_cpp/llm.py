@@ -89,7 +89,7 @@ class LLM:
         self._engine = engine
         self._cost_cache = prepare_costs(self._model, self._drafter, engine, config)
         self._loop = EngineLoop(engine)
-        self._finalizer = weakref.finalize(self, self._loop.close)
+        self._finalizer = weakref.finalize(self, self._loop.close, wait=False)
 
     @classmethod
     def demo(cls, **options: Unpack[EngineOptions]) -> Self:

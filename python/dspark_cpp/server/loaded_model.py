@@ -7,11 +7,12 @@ import math
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 from dspark_cpp import _core
+from dspark_cpp.compute_thread import compute_thread
 from dspark_cpp.config import SamplingParams
-from dspark_cpp.engine_loop import compute_turns
 from dspark_cpp.llm import LLM
 from dspark_cpp.server.catalog import Entry
 from dspark_cpp.server.chat_template import TOOLS_TEMPLATE, can_borrow_tools
@@ -118,7 +119,8 @@ class LoadedModel:
         async with self._embedder_lock:
             if self._embedder is None:
                 self._embedder = await asyncio.to_thread(_core.Embedder, self.llm.model)
-            return await asyncio.to_thread(self._embed, self._embedder, tokens)
+            embed = partial(self._embedder.embed, tokens)
+            return await asyncio.wrap_future(compute_thread.submit(embed))
 
     @property
     def n_ctx_embedding(self) -> int:
@@ -130,11 +132,6 @@ class LoadedModel:
         await self.sandbox.close()
         await asyncio.to_thread(self.llm.close)
         self._embedder = None
-
-    @staticmethod
-    def _embed(embedder: _core.Embedder, tokens: Sequence[int]) -> list[float]:
-        with compute_turns.take():
-            return embedder.embed(tokens)
 
     def _measure_plain(self) -> float | None:
         """Tokens per second of a short request without drafts."""
