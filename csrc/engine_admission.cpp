@@ -33,7 +33,7 @@ void Engine::take_cancelled() {
 
 void Engine::take_queued() {
     const std::lock_guard lock(inbox_mutex_);
-    while (!queue_.empty() && sequences_.has_any()) {
+    while (!queue_.empty() && running_.size() < static_cast<size_t>(options_.n_parallel)) {
         auto request = std::move(queue_.front());
         queue_.pop_front();
         place(*request);
