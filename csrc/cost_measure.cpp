@@ -147,7 +147,11 @@ class Measurement {
         const auto begin = Clock::now();
         target_.decode(rows_);
         const double ms = milliseconds_since(begin);
-        target_.remove(0, end_);
+        if (n <= target_.max_rollback()) {
+            target_.remove(0, end_);
+        } else {
+            fill_sequences(1); // a recurrent state that cannot go back so far
+        }
         return ms;
     }
 
@@ -219,6 +223,9 @@ class Measurement {
             return; // too short a context to tell attention from noise
         }
         const auto [n_rows, base_ms] = curves_.verify[std::min<size_t>(3, curves_.verify.size() - 1)];
+        if (n_rows > target_.max_rollback()) {
+            return; // the context is lost with the first pass
+        }
         std::array<double, 3> samples{};
         for (double& ms : samples) {
             ms = time_rows(n_rows, true);

@@ -63,6 +63,11 @@ class Drafter {
         throw std::logic_error("rows before " + std::to_string(end) + " of " + std::to_string(from) +
                                " cannot be shared with " + std::to_string(to));
     }
+    [[nodiscard]] virtual bool can_shift() const { return false; }
+    virtual void shift(int32_t sequence, int32_t begin, int32_t n) {
+        throw std::logic_error("rows " + std::to_string(begin + n) + " and later of " + std::to_string(sequence) +
+                               " cannot be moved");
+    }
     // The most leading tokens, at most n, behind which another text finds the context here that its drafts look at.
     [[nodiscard]] virtual int32_t reusable(int32_t sequence, int32_t n) const {
         return std::min(n, last_position(sequence) + 1);

@@ -40,12 +40,16 @@ Engine::Engine(std::unique_ptr<Target> target, std::unique_ptr<Drafter> drafter,
       sequences_(options.n_parallel) {
     check_options(options_);
     const int32_t block = drafter_ ? drafter_->block_size() : 0;
+    if (block > target_->max_rollback()) {
+        throw ModelMismatchError("the target must be able to take back a block of " + std::to_string(block) +
+                                 " tokens, got " + std::to_string(target_->max_rollback()));
+    }
     options_.n_batch = std::max(options_.n_batch, options_.n_parallel * (1 + block));
     options_.synthetic.validate();
     if (!options_.synthetic.rates.empty()) {
         synthetic_.emplace(options_.synthetic, block);
     }
-    is_reusing_ = options_.prefix_reuse && target_->can_share() && (!drafter_ || drafter_->can_share());
+    is_shifting_ = target_->can_shift() && (!drafter_ || drafter_->can_shift());
 }
 
 Engine::~Engine() = default;
@@ -73,6 +77,9 @@ uint64_t Engine::submit(std::vector<int32_t> prompt, RequestOptions options) {
             throw std::invalid_argument("logit_bias tokens must be in [0, " + std::to_string(n_vocab) + "), got " +
                                         std::to_string(token));
         }
+    }
+    if (options.context_shift && !is_shifting_) {
+        throw std::invalid_argument("context_shift must be off: this pair's caches cannot be shifted");
     }
     if (prompt.size() >= static_cast<size_t>(options_.n_ctx)) {
         throw ContextFullError("prompt must leave room for one token in n_ctx = " + std::to_string(options_.n_ctx) +

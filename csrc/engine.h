@@ -31,7 +31,8 @@ struct EngineOptions {
     int32_t max_queue = 512; // requests that may wait
     // Most rows of prompts in a pass while anyone decodes; nobody decoding: all of n_batch.
     int32_t prefill_chunk = 64;
-    // A finished request leaves its cells in both caches for a later one that begins alike.
+    // A finished request leaves its cells in both caches for a later one that begins alike; where cells cannot be
+    // shared or cut (a recurrent state, a sliding window), for one that goes on where it ended.
     bool prefix_reuse = true;
 
     SyntheticOptions synthetic; // for timing alone
@@ -96,6 +97,7 @@ class Engine {
     [[nodiscard]] EngineStats stats() const;
     [[nodiscard]] std::vector<CachePosition> cache_positions() const; // between steps
     [[nodiscard]] const EngineOptions& options() const { return options_; }
+    [[nodiscard]] bool can_shift() const { return is_shifting_; } // requests may ask for a context shift
 
     // Times passes of all sizes the engine can reach, for at most budget_ms, and gives them to the scheduler. Only
     // while nothing runs. Throws DSparkError otherwise, EngineClosedError.
@@ -144,7 +146,7 @@ class Engine {
     [[nodiscard]] int32_t masked_token(const Lane& lane, int32_t row);
     void set_synthetic_confidences();
     [[nodiscard]] VerifyResult decide_synthetically(const Lane& lane);
-    [[nodiscard]] int32_t accepted_until_end(const Lane& lane, int32_t n_accepted) const;
+    [[nodiscard]] int32_t accepted_text(const Lane& lane, int32_t n_accepted) const;
     [[nodiscard]] const Distribution& target_row(const Lane& lane, int32_t row);
     void push_drafted(const Lane& lane, int32_t n);
     void append(Lane& lane, const VerifyResult& result);
@@ -153,8 +155,10 @@ class Engine {
     [[nodiscard]] bool keeps_context(const Request& request) const;
     void keep_context(const Lane& lane, int32_t n_rows);
     void inject();
+    void shift_full();
     void finish(Request& request, FinishReason reason, const std::string& error = {});
     [[nodiscard]] int32_t reusable(const Request& request, int32_t sequence, std::span<const int32_t> tokens) const;
+    [[nodiscard]] bool can_share() const { return target_->can_share() && (!drafter_ || drafter_->can_share()); }
     [[nodiscard]] std::pair<int32_t, int32_t> longest_prefix(const Request& request) const;
     void place(Request& request);
     void cut(int32_t sequence, int32_t begin);
@@ -181,7 +185,7 @@ class Engine {
     std::atomic<int32_t> n_running_{0};
     std::vector<std::unique_ptr<Request>> running_;
     PrefixCache sequences_;
-    bool is_reusing_ = false;
+    bool is_shifting_ = false;
     size_t n_turns_ = 0; // passes with prompts: whose turn it is when rows are fewer than prompts
 
     // The step's own: cleared at its start, capacity kept.

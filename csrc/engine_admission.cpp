@@ -33,7 +33,7 @@ void Engine::take_cancelled() {
 
 void Engine::take_queued() {
     const std::lock_guard lock(inbox_mutex_);
-    while (!queue_.empty() && sequences_.has_any()) {
+    while (!queue_.empty() && running_.size() < static_cast<size_t>(options_.n_parallel)) {
         auto request = std::move(queue_.front());
         queue_.pop_front();
         place(*request);
@@ -54,18 +54,25 @@ int32_t Engine::reusable(const Request& request, int32_t sequence, std::span<con
     return n > 0 && keeps_context(request) ? drafter_->reusable(sequence, n) : n;
 }
 
-// The sequence, idle or running, that begins like the prompt for longest, and for how long; -1: none.
+// The sequence, idle or running, that begins like the prompt for longest, and for how long; -1: none. Cells that cannot
+// be shared or cut are of use as a whole.
 std::pair<int32_t, int32_t> Engine::longest_prefix(const Request& request) const {
     std::pair<int32_t, int32_t> best{-1, 0};
+    if (!options_.prefix_reuse) {
+        return best;
+    }
+    const bool is_sharing = can_share();
     auto offer = [&](int32_t sequence, std::span<const int32_t> tokens) {
         const int32_t n = reusable(request, sequence, tokens);
-        best = n > best.second ? std::pair(sequence, n) : best;
+        if (n > best.second && (is_sharing || static_cast<size_t>(n) == tokens.size())) {
+            best = {sequence, n};
+        }
     };
     for (const int32_t sequence : sequences_.idle()) {
         offer(sequence, sequences_.tokens(sequence));
     }
-    for (const auto& other : running_) {
-        offer(other->sequence, std::span(other->tokens).first(static_cast<size_t>(other->n_cached)));
+    for (const auto& other : is_sharing ? std::span(running_) : std::span<std::unique_ptr<Request>>()) {
+        offer(other->sequence, std::span(other->tokens).first(static_cast<size_t>(other->n_reusable())));
     }
     return best;
 }
@@ -73,7 +80,7 @@ std::pair<int32_t, int32_t> Engine::longest_prefix(const Request& request) const
 // Gives a request its sequence: the idle one that its prompt continues; else the one used longest ago, with a copy of
 // the longest common prefix (in a unified cache sequences share cells, so a copy costs none).
 void Engine::place(Request& request) {
-    const auto [holder, n] = is_reusing_ ? longest_prefix(request) : std::pair(-1, 0);
+    const auto [holder, n] = longest_prefix(request);
     if (n > 0 && static_cast<size_t>(n) == sequences_.tokens(holder).size()) {
         sequences_.claim(holder);
         request.sequence = holder;
@@ -108,7 +115,7 @@ void Engine::release(Request& request, bool is_clean) {
         return; // never left the queue
     }
     const auto n_tokens = static_cast<int32_t>(request.tokens.size());
-    const int32_t end = is_clean && is_reusing_ ? std::min(request.n_cached, n_tokens) : 0;
+    const int32_t end = is_clean && options_.prefix_reuse ? std::min(request.n_reusable(), n_tokens) : 0;
     cut(request.sequence, end);
     std::erase_if(context_rows_,
                   [&](const ContextRow& row) { return row.sequence == request.sequence && row.position >= end; });

@@ -21,6 +21,7 @@ void Engine::commit() {
     }
     step_.sample_ms = milliseconds_since(begin);
     inject();
+    shift_full();
 }
 
 void Engine::commit_prefill(Lane& lane) {
@@ -39,10 +40,11 @@ void Engine::commit_prefill(Lane& lane) {
 void Engine::commit_round(Lane& lane) {
     Request& request = *lane.request;
     const VerifyResult result = decide(lane);
-    const int32_t n_accepted = accepted_until_end(lane, result.n_accepted);
-    request.n_cached += 1 + result.n_accepted;
-    keep_context(lane, 1 + result.n_accepted);
-    if (result.n_accepted < lane.prefix_len) {
+    const int32_t n_text = accepted_text(lane, result.n_accepted);
+    const int32_t n_accepted = std::min(n_text + 1, result.n_accepted); // an end-of-generation token counts
+    request.n_cached += 1 + n_text;
+    keep_context(lane, 1 + n_text);
+    if (n_text < lane.prefix_len) {
         target_->remove(request.sequence, request.n_cached);
     }
 
@@ -101,14 +103,14 @@ void Engine::trace_round(const Lane& lane, const VerifyResult& result) {
     record.verify_ms = step_.verify_ms;
 }
 
-// Accepted drafts that become text: up to an end-of-generation token, that token included.
-int32_t Engine::accepted_until_end(const Lane& lane, int32_t n_accepted) const {
+// Accepted drafts that become text: those before an end-of-generation token.
+int32_t Engine::accepted_text(const Lane& lane, int32_t n_accepted) const {
     if (lane.request->options.ignore_eos) {
         return n_accepted;
     }
     for (int32_t k = 0; k < n_accepted; ++k) {
         if (target_->is_end_of_generation(drafts_[lane.draft].tokens[static_cast<size_t>(k)])) {
-            return k + 1;
+            return k;
         }
     }
     return n_accepted;
@@ -216,7 +218,7 @@ void Engine::append(Lane& lane, const VerifyResult& result) {
     }
     if (request.n_remaining() <= 0) {
         finish(request, FinishReason::length);
-    } else if (static_cast<int32_t>(request.tokens.size()) >= options_.n_ctx) {
+    } else if (static_cast<int32_t>(request.tokens.size()) >= options_.n_ctx && !request.options.context_shift) {
         finish(request, FinishReason::context_full);
     }
 }
@@ -252,6 +254,22 @@ void Engine::inject() {
     const auto begin = Clock::now();
     drafter_->inject(context_rows_);
     step_.inject_ms += milliseconds_since(begin);
+}
+
+// The older half of what a full context need not keep goes, in both caches.
+void Engine::shift_full() {
+    for (const auto& request : running_) {
+        if (request->phase != Phase::decode || static_cast<int32_t>(request->tokens.size()) < options_.n_ctx) {
+            continue;
+        }
+        const int32_t n_kept = request->n_kept(options_.n_ctx);
+        const int32_t n = std::max(1, (options_.n_ctx - n_kept) / 2);
+        target_->shift(request->sequence, n_kept, n);
+        if (drafter_ && keeps_context(*request)) {
+            drafter_->shift(request->sequence, n_kept, n);
+        }
+        request->discard(n_kept, n);
+    }
 }
 
 } // namespace dspark

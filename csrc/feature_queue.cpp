@@ -45,6 +45,8 @@ void FeatureQueue::remove(int32_t sequence, int32_t begin) {
     truncate(rows, std::max(0, begin - rows.first_position));
 }
 
+void FeatureQueue::shift(int32_t sequence, int32_t n) { rows_[static_cast<size_t>(sequence)].first_position -= n; }
+
 void FeatureQueue::copy(int32_t from, int32_t to, int32_t end) {
     const int32_t n = std::min(n_rows(from), end - first_position(from));
     for (int32_t row = 0; row < n; ++row) {

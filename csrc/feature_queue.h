@@ -20,6 +20,7 @@ class FeatureQueue {
     [[nodiscard]] std::span<float> push(int32_t sequence, int32_t position);
     void drop_oldest(int32_t sequence, int32_t n_rows); // they are injected
     void remove(int32_t sequence, int32_t begin);       // rows at positions >= begin
+    void shift(int32_t sequence, int32_t n);            // moves all rows n positions to the front
     void copy(int32_t from, int32_t to, int32_t end);   // appends the rows of `from` at positions < end to `to`
 
     [[nodiscard]] int32_t n_rows(int32_t sequence) const { return of(sequence).n_rows; }

@@ -100,7 +100,11 @@ class Model {
     // The highest layer input the graph records; -1: none, and a tap would abort at the first decode.
     [[nodiscard]] int32_t last_tappable_layer() const;
     [[nodiscard]] bool can_tap_layers() const { return last_tappable_layer() >= 0; }
-    [[nodiscard]] bool can_roll_back() const; // attention cache only: rejected rows can be removed
+    // Layers with a recurrent state beside or in place of attention. Batches of unequal lengths then take several
+    // passes.
+    [[nodiscard]] bool has_state() const;
+    [[nodiscard]] int64_t state_values() const; // numbers in one recurrent state, all layers
+    [[nodiscard]] bool can_roll_back() const;   // rejected rows can be taken out again
     [[nodiscard]] std::vector<std::pair<std::string, std::string>> metadata() const;
 
     // Text. All of it is thread-safe.
@@ -137,7 +141,8 @@ struct ContextOptions {
     int32_t n_batch = 0;  // most rows of one decode
     int32_t n_ubatch = 0; // rows of one forward pass
     int32_t n_sequences = 1;
-    int32_t n_outputs = 0; // most rows with logits in one decode
+    int32_t n_outputs = 0;  // most rows with logits in one decode
+    int32_t n_rollback = 0; // recurrent states kept behind the newest, per sequence; attention needs none
     int32_t n_threads = 0;
     int32_t n_threads_batch = 0;
     bool embeddings = false; // also return the state before the output head
@@ -171,6 +176,10 @@ class Context {
     // Cells of `from` at positions [begin, end) belong to `to` as well.
     void copy(int32_t from, int32_t to, int32_t begin, int32_t end);
     [[nodiscard]] bool can_share() const; // a plain attention cache: neither a state nor a sliding window
+    // Removes positions [begin, begin + n) and moves the later cells n to the front: their keys are rotated anew.
+    void shift(int32_t sequence, int32_t begin, int32_t n);
+    [[nodiscard]] bool can_shift() const;
+    [[nodiscard]] int32_t max_rollback() const; // positions that remove() can take from the end of a sequence
     void clear();
     [[nodiscard]] int32_t last_position(int32_t sequence) const; // -1: empty
     [[nodiscard]] int32_t first_position(int32_t sequence) const;
@@ -182,6 +191,8 @@ class Context {
     [[nodiscard]] Impl& impl() const { return *impl_; }
 
   private:
+    void own_cells(int32_t sequence);
+
     std::shared_ptr<Model> model_;
     std::unique_ptr<Impl> impl_;
 };

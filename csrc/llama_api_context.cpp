@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <array>
+#include <limits>
 
 namespace dspark {
 
@@ -17,6 +18,7 @@ struct Context::Impl {
     int32_t n_rows = 0;      // of the last decode
     std::vector<bool> has_output;
     std::vector<bool> is_tapped;
+    std::vector<int32_t> n_shared; // by sequence: cells before this position may belong to others too
 
     ~Impl() {
         if (batch != nullptr) {
@@ -37,6 +39,7 @@ llama_context_params context_params(const ContextOptions& options) {
     params.n_outputs_max = static_cast<uint32_t>(std::max(options.n_outputs, options.n_sequences));
     params.n_threads = options.n_threads;
     params.n_threads_batch = options.n_threads_batch;
+    params.n_rs_seq = static_cast<uint32_t>(options.n_rollback);
     params.embeddings = options.embeddings;
     params.attention_type = options.is_causal ? LLAMA_ATTENTION_TYPE_CAUSAL : LLAMA_ATTENTION_TYPE_NON_CAUSAL;
     params.flash_attn_type = options.flash_attention_off ? LLAMA_FLASH_ATTN_TYPE_DISABLED : LLAMA_FLASH_ATTN_TYPE_AUTO;
@@ -92,6 +95,7 @@ Context::Context(std::shared_ptr<Model> model, const ContextOptions& options, Co
     impl_->batch = llama_batch_ext_init(impl_->context);
     impl_->n_positions = llama_model_rope_type(model_->impl().model) == LLAMA_ROPE_TYPE_MROPE ? 4 : 1;
     impl_->is_tapped.assign(static_cast<size_t>(model_->n_layer()) + 1, false);
+    impl_->n_shared.assign(static_cast<size_t>(options.n_sequences), 0);
 }
 
 Context::~Context() = default;
@@ -219,17 +223,53 @@ void Context::remove(int32_t sequence, int32_t begin, int32_t end) {
         throw DecodeError("cannot remove positions from sequence " + std::to_string(sequence) +
                           ": the model's memory does not allow it");
     }
+    if (end < 0) {
+        int32_t& n_shared = impl_->n_shared[static_cast<size_t>(sequence)];
+        n_shared = std::min(n_shared, begin);
+    }
 }
 
 void Context::copy(int32_t from, int32_t to, int32_t begin, int32_t end) {
     llama_memory_seq_cp(llama_get_memory(impl_->context), from, to, begin, end);
+    for (const int32_t sequence : {from, to}) {
+        int32_t& n_shared = impl_->n_shared[static_cast<size_t>(sequence)];
+        n_shared = std::max(n_shared, end);
+    }
 }
+
+void Context::shift(int32_t sequence, int32_t begin, int32_t n) {
+    if (impl_->n_shared[static_cast<size_t>(sequence)] > begin + n) {
+        own_cells(sequence);
+    }
+    remove(sequence, begin, begin + n);
+    llama_memory_seq_add(llama_get_memory(impl_->context), sequence, begin + n, -1, -n);
+}
+
+// A shared cell has one position for all its sequences: before it moves for one, that one gets a copy. There is room:
+// the cache holds a full context for every sequence.
+void Context::own_cells(int32_t sequence) {
+    std::vector<uint8_t> state(llama_state_seq_get_size(impl_->context, sequence));
+    const size_t n_written = llama_state_seq_get_data(impl_->context, state.data(), state.size(), sequence);
+    remove(sequence, 0, -1);
+    if (n_written == 0 || llama_state_seq_set_data(impl_->context, state.data(), n_written, sequence) == 0) {
+        throw DecodeError("cannot copy the cells of sequence " + std::to_string(sequence) + ": " +
+                          take_error("llama.cpp gave no reason"));
+    }
+}
+
+bool Context::can_shift() const { return can_share() && llama_memory_can_shift(llama_get_memory(impl_->context)); }
 
 // A cache with a sliding window gives up the cells behind it, a recurrent state cannot be cut: sharing asks for
 // neither.
 bool Context::can_share() const {
     const bool is_plain = dynamic_cast<const llama_kv_cache*>(llama_get_memory(impl_->context)) != nullptr;
     return is_plain && llama_model_n_swa(model_->impl().model) == 0;
+}
+
+// llama.cpp keeps the states of a pass's last rows in turn, as many as n_rs_seq says.
+int32_t Context::max_rollback() const {
+    return model_->has_state() ? static_cast<int32_t>(llama_n_rs_seq(impl_->context))
+                               : std::numeric_limits<int32_t>::max();
 }
 
 void Context::clear() { llama_memory_clear(llama_get_memory(impl_->context), true); }

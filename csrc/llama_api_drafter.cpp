@@ -166,7 +166,7 @@ class DrafterCheck {
         require(target_.can_tap_layers(),
                 "the target's architecture " + target_.architecture() + " does not expose its layers");
         require(target_.can_roll_back(), "the target's architecture " + target_.architecture() +
-                                             " keeps a recurrent state that rejected tokens cannot be taken out of");
+                                             " keeps a recurrent state that llama.cpp cannot take back a token of");
     }
 
     void check_heads() {

@@ -98,9 +98,18 @@ int64_t Model::kv_values_per_token() const {
     return n;
 }
 
-bool Model::can_roll_back() const {
-    return !llama_model_is_recurrent(impl_->model) && !llama_model_is_hybrid(impl_->model);
+bool Model::has_state() const { return llama_model_is_recurrent(impl_->model) || llama_model_is_hybrid(impl_->model); }
+
+int64_t Model::state_values() const {
+    const llama_hparams& hparams = impl_->model->hparams;
+    int64_t n = 0;
+    for (uint32_t layer = 0; layer < hparams.n_layer(); ++layer) {
+        n += hparams.is_recr(layer) ? hparams.n_embd_r() + hparams.n_embd_s() : 0;
+    }
+    return n;
 }
+
+bool Model::can_roll_back() const { return !has_state() || llm_arch_supports_rs_rollback(impl_->model->arch); }
 
 std::string Model::description() const {
     std::array<char, 128> buffer{};

@@ -142,6 +142,15 @@ void LlamaDrafter::copy(int32_t from, int32_t to, int32_t end) {
     queue_.copy(from, to, end);
 }
 
+// Waiting rows move too; those before the gap must first stand in the cache, since a queue holds one gapless run.
+void LlamaDrafter::shift(int32_t sequence, int32_t begin, int32_t n) {
+    if (queue_.n_rows(sequence) > 0 && queue_.first_position(sequence) < begin + n) {
+        flush({&sequence, 1});
+    }
+    queue_.shift(sequence, n);
+    context_.shift(sequence, begin, n);
+}
+
 // Rows that left the window are gone: of a text cut further back at least half a window must remain.
 int32_t LlamaDrafter::reusable(int32_t sequence, int32_t n) const {
     const int32_t end = std::min(n, last_position(sequence) + 1);

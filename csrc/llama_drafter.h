@@ -44,6 +44,8 @@ class LlamaDrafter final : public Drafter {
     void remove(int32_t sequence, int32_t begin) override;
     [[nodiscard]] bool can_share() const override { return context_.can_share(); }
     void copy(int32_t from, int32_t to, int32_t end) override;
+    [[nodiscard]] bool can_shift() const override { return context_.can_shift(); }
+    void shift(int32_t sequence, int32_t begin, int32_t n) override;
     [[nodiscard]] int32_t reusable(int32_t sequence, int32_t n) const override;
     [[nodiscard]] int32_t last_position(int32_t sequence) const override;
     [[nodiscard]] int32_t n_waiting(int32_t sequence) const override { return queue_.n_rows(sequence); }

@@ -10,32 +10,25 @@ int32_t common_prefix(std::span<const int32_t> a, std::span<const int32_t> b) {
     return static_cast<int32_t>(ends.first - a.begin());
 }
 
-PrefixCache::PrefixCache(int32_t n_sequences) : holdings_(static_cast<size_t>(n_sequences)) {
-    for (int32_t sequence = n_sequences - 1; sequence >= 0; --sequence) {
-        empty_.push_back(sequence);
-    }
-}
-
 int32_t PrefixCache::take() {
-    if (!empty_.empty()) {
-        const int32_t sequence = empty_.back();
-        empty_.pop_back();
-        return sequence;
+    int32_t found = -1;
+    for (int32_t sequence = 0; sequence < static_cast<int32_t>(holdings_.size()); ++sequence) {
+        const Holding& holding = holdings_[static_cast<size_t>(sequence)];
+        if (holding.is_free && (found < 0 || holding.used < holdings_[static_cast<size_t>(found)].used)) {
+            found = sequence;
+        }
     }
-    const int32_t sequence = oldest();
-    if (sequence >= 0) {
-        claim(sequence);
+    if (found >= 0) {
+        claim(found);
     }
-    return sequence;
+    return found;
 }
 
-void PrefixCache::claim(int32_t sequence) { holdings_[static_cast<size_t>(sequence)].tokens.clear(); }
+void PrefixCache::claim(int32_t sequence) { holdings_[static_cast<size_t>(sequence)] = {{}, 0, false}; }
 
 void PrefixCache::put(int32_t sequence, std::vector<int32_t> tokens) {
-    if (tokens.empty()) {
-        empty_.push_back(sequence);
-    }
-    holdings_[static_cast<size_t>(sequence)] = {std::move(tokens), ++clock_};
+    const uint64_t used = tokens.empty() ? 0 : ++clock_;
+    holdings_[static_cast<size_t>(sequence)] = {std::move(tokens), used, true};
 }
 
 std::vector<int32_t> PrefixCache::idle() const {
@@ -46,16 +39,6 @@ std::vector<int32_t> PrefixCache::idle() const {
         }
     }
     return sequences;
-}
-
-int32_t PrefixCache::oldest() const {
-    int32_t found = -1;
-    for (const int32_t sequence : idle()) {
-        const bool is_older =
-            found < 0 || holdings_[static_cast<size_t>(sequence)].used < holdings_[static_cast<size_t>(found)].used;
-        found = is_older ? sequence : found;
-    }
-    return found;
 }
 
 } // namespace dspark

@@ -13,7 +13,7 @@ namespace dspark {
 
 class PrefixCache {
   public:
-    explicit PrefixCache(int32_t n_sequences);
+    explicit PrefixCache(int32_t n_sequences) : holdings_(static_cast<size_t>(n_sequences)) {}
 
     // A sequence without tokens, else the idle one used longest ago; -1: none. It is the caller's then, and may still
     // have cells.
@@ -24,21 +24,19 @@ class PrefixCache {
     void put(int32_t sequence, std::vector<int32_t> tokens);
     void touch(int32_t sequence) { holdings_[static_cast<size_t>(sequence)].used = ++clock_; }
 
-    [[nodiscard]] std::vector<int32_t> idle() const;
-    [[nodiscard]] bool has_any() const { return !empty_.empty() || !idle().empty(); }
+    [[nodiscard]] std::vector<int32_t> idle() const; // free ones that hold tokens
     [[nodiscard]] std::span<const int32_t> tokens(int32_t sequence) const {
         return holdings_[static_cast<size_t>(sequence)].tokens;
     }
 
   private:
     struct Holding {
-        std::vector<int32_t> tokens; // empty unless idle
-        uint64_t used = 0;
+        std::vector<int32_t> tokens; // of a free one
+        uint64_t used = 0;           // 0: holds nothing
+        bool is_free = true;
     };
-    [[nodiscard]] int32_t oldest() const;
 
     std::vector<Holding> holdings_;
-    std::vector<int32_t> empty_;
     uint64_t clock_ = 0;
 };
 

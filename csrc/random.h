@@ -1,6 +1,6 @@
 // The random numbers of one request: a counter-based stream keyed by the request's seed alone.
 // Owns: Philox4x32-10 and the key layout. Knows no model, no batch, no neighbour.
-// Threads: immutable after construction; free to share.
+// Threads: immutable but for skip(); free to share.
 //
 // Why the keys look the way they do. Every uniform must decide something at most once, given what
 // led to the present state; otherwise later tokens are correlated with earlier decisions and the
@@ -40,6 +40,8 @@ class RandomStream {
     }
 
     [[nodiscard]] uint64_t seed() const { return seed_; }
+    // A context shift moves the text n positions to the front: what was drawn at a position is not drawn there again.
+    void skip(uint64_t n) { n_skipped_ += n; }
 
     using Block = std::array<uint32_t, 4>;
     // Philox4x32 with 10 rounds (Salmon et al., SC'11): a bijection of the counter, so distinct counters
@@ -62,7 +64,8 @@ class RandomStream {
     enum class Purpose : uint32_t { target_sample = 0, draft_sample = 1, accept_test = 2, residual = 3 };
 
     [[nodiscard]] double uniform(Purpose purpose, uint64_t position, uint64_t round_offset) const {
-        const Block block = philox({static_cast<uint32_t>(position), static_cast<uint32_t>(position >> 32),
+        const uint64_t place = position + n_skipped_;
+        const Block block = philox({static_cast<uint32_t>(place), static_cast<uint32_t>(place >> 32),
                                     static_cast<uint32_t>(round_offset), static_cast<uint32_t>(purpose)},
                                    seed_);
         const uint64_t bits = (uint64_t{block[1]} << 32) | block[0];
@@ -70,6 +73,7 @@ class RandomStream {
     }
 
     uint64_t seed_;
+    uint64_t n_skipped_ = 0;
 };
 
 } // namespace dspark

@@ -39,6 +39,7 @@ void RequestOptions::validate() const {
             "n_logprobs must be between -1 and 1000, got " + std::to_string(n_logprobs));
     require(mask == nullptr || !verification || *verification == Verification::exact,
             "verification must be auto or exact with a grammar");
+    require(n_keep >= -1, "n_keep must be -1 or more, got " + std::to_string(n_keep));
     require(draft_limit >= -1, "draft_limit must be -1 or more, got " + std::to_string(draft_limit));
 }
 
@@ -57,6 +58,19 @@ Request::Request(uint64_t request_id, std::vector<int32_t> prompt, RequestOption
     for (const int32_t token : tokens) {
         counts.push_prompt(token);
     }
+}
+
+// One token at least is forgotten, and the newest stays: it is the anchor.
+int32_t Request::n_kept(int32_t n_ctx) const {
+    return std::min({options.n_keep < 0 ? n_prompt : options.n_keep, n_prompt, n_ctx - 2});
+}
+
+void Request::discard(int32_t begin, int32_t n) {
+    tokens.erase(tokens.begin() + begin, tokens.begin() + begin + n);
+    n_cached -= n;
+    n_unshifted = std::min(n_unshifted, begin);
+    stats.n_discarded += n;
+    random.skip(static_cast<uint64_t>(n));
 }
 
 } // namespace dspark

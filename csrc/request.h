@@ -7,8 +7,10 @@
 #include "sampling.h"
 #include "token_mask.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <string>
@@ -29,6 +31,9 @@ struct RequestOptions {
     SamplingOptions sampling;
     int32_t max_tokens = 128;
     bool ignore_eos = false;
+    // At a full context: forget the older half behind the first n_keep tokens (-1: the prompt) and go on, or end.
+    bool context_shift = false;
+    int32_t n_keep = 0;
     int32_t n_logprobs = -1; // -1: none; 0: the chosen token's; n: the n best too
     // Empty: exact when greedy, block when sampling (DESIGN section 2).
     std::optional<Verification> verification;
@@ -48,6 +53,7 @@ struct RequestOptions {
 struct RequestStats {
     int32_t n_prompt = 0;
     int32_t n_reused = 0;    // of those, found in the caches
+    int32_t n_discarded = 0; // tokens that context shifts have forgotten
     int32_t n_rounds = 0;    // target passes that decoded this request
     int32_t n_drafted = 0;   // tokens the drafter proposed
     int32_t n_scheduled = 0; // of those, sent to the target
@@ -86,16 +92,26 @@ enum class Phase { prefill, decode, finished };
 struct Request {
     Request(uint64_t request_id, std::vector<int32_t> prompt, RequestOptions request_options);
 
-    [[nodiscard]] int32_t n_generated() const { return static_cast<int32_t>(tokens.size()) - n_prompt; }
+    [[nodiscard]] int32_t n_generated() const {
+        return static_cast<int32_t>(tokens.size()) + stats.n_discarded - n_prompt;
+    }
     [[nodiscard]] int32_t n_remaining() const { return options.max_tokens - n_generated(); }
     // Position of the anchor: the last token, whose own state the target has not computed yet.
     [[nodiscard]] int32_t anchor_position() const { return static_cast<int32_t>(tokens.size()) - 1; }
+    // Leading tokens that a context of n_ctx keeps when it shifts.
+    [[nodiscard]] int32_t n_kept(int32_t n_ctx) const;
+    // Forgets n tokens from `begin` on, all of which are cached.
+    void discard(int32_t begin, int32_t n);
+    // Leading tokens whose cells are what a prompt of these tokens alone would leave: rows behind a shift have seen
+    // the forgotten ones.
+    [[nodiscard]] int32_t n_reusable() const { return std::min(n_cached, n_unshifted); }
 
     uint64_t id;
     RequestOptions options;
-    std::vector<int32_t> tokens; // prompt, then output
+    std::vector<int32_t> tokens; // prompt, then output, without what shifts have forgotten
     int32_t n_prompt;
     int32_t n_cached = 0; // leading tokens whose rows stand in the target's cache
+    int32_t n_unshifted = std::numeric_limits<int32_t>::max();
     int32_t sequence = -1;
     Phase phase = Phase::prefill;
     TokenCounts counts;

@@ -45,7 +45,15 @@ double Scheduler::speedup() const { return n_plain_ < kMinPlain ? 1.0 : std::max
 // ---- what things cost ----
 
 double Scheduler::step_ms(const StepLoad& load, int32_t n_rows) const {
-    return costs_.verify_ms({n_rows, load.n_prefill_rows, load.n_cells}) + overhead_ms_.median();
+    return pass_ms({n_rows, load.n_prefill_rows, load.n_cells}) + overhead_ms_.median();
+}
+
+// Where a batch of unequal lengths is split, prompts beside rounds are a pass of their own.
+double Scheduler::pass_ms(const PassShape& pass) const {
+    if (!options_.equal_lengths) {
+        return costs_.verify_ms(pass);
+    }
+    return costs_.verify_ms({pass.n_rows, 0, pass.n_cells}) + costs_.verify_ms({0, pass.n_prefill_rows, pass.n_cells});
 }
 
 // cost[n]: the step with n drafted rows of the group in it.
@@ -303,7 +311,8 @@ void Scheduler::observe_round(const Proposal& proposal, int32_t prefix_len, int3
 
 void Scheduler::observe_step(const StepLoad& load, int32_t n_requests, int32_t n_drafting, int32_t n_drafted_rows,
                              int32_t n_committed, const StepTimes& times) {
-    if (times.verify_ms > 0) {
+    const bool is_split = options_.equal_lengths && n_requests > 0 && load.n_prefill_rows > 0;
+    if (times.verify_ms > 0 && !is_split) { // of two passes nobody knows which took how long
         costs_.observe_verify({n_requests + n_drafted_rows, load.n_prefill_rows, load.n_cells}, times.verify_ms);
     }
     if (n_drafting > 0) {

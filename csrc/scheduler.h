@@ -99,6 +99,7 @@ class Scheduler {
     [[nodiscard]] std::vector<double> row_costs(const StepLoad& load, size_t n_requests, int32_t n_other_rows) const;
     [[nodiscard]] std::vector<double> block_costs(const StepLoad& load, int32_t n_others) const;
     [[nodiscard]] double step_ms(const StepLoad& load, int32_t n_rows) const;
+    [[nodiscard]] double pass_ms(const PassShape& pass) const;
     [[nodiscard]] double price(const StepLoad& load, size_t n_requests) const;
     void select_adaptive(std::span<Proposal> proposals, const StepLoad& load);
     void probe(std::span<Proposal> proposals, std::span<const double> cost_ms, double draft_ms, double tokens_per_ms);

@@ -33,6 +33,15 @@ int32_t ScriptedDrafter::last_position(int32_t sequence) const {
 
 void ScriptedDrafter::remove(int32_t sequence, int32_t begin) {
     last_positions_[sequence] = std::min(last_position(sequence), begin - 1);
+    n_shifted_[sequence] = begin == 0 ? 0 : n_shifted_[sequence];
+}
+
+void ScriptedDrafter::shift(int32_t sequence, int32_t begin, int32_t n) {
+    if (last_position(sequence) < begin + n - 1) {
+        throw std::logic_error("shifted rows must be in the cache");
+    }
+    last_positions_[sequence] -= n;
+    n_shifted_[sequence] += n;
 }
 
 void ScriptedDrafter::copy(int32_t from, int32_t to, int32_t end) {
@@ -57,7 +66,8 @@ void ScriptedDrafter::draft(std::span<const DraftTask> tasks, std::span<BlockDra
         draft.probs.assign(static_cast<size_t>(block_size_), {});
         draft.confidence_logits.clear();
         for (int32_t k = 0; k < block_size_; ++k) {
-            draft.tokens.push_back(token_at(tasks[i].request_id, tasks[i].start + 1 + k));
+            const int32_t start = tasks[i].start + n_shifted_[tasks[i].sequence];
+            draft.tokens.push_back(token_at(tasks[i].request_id, start + 1 + k));
             draft.probs[static_cast<size_t>(k)].assign_single(draft.tokens.back());
         }
     }

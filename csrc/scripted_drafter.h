@@ -25,6 +25,8 @@ class ScriptedDrafter final : public Drafter {
     void remove(int32_t sequence, int32_t begin) override;
     [[nodiscard]] bool can_share() const override { return true; }
     void copy(int32_t from, int32_t to, int32_t end) override;
+    [[nodiscard]] bool can_shift() const override { return true; }
+    void shift(int32_t sequence, int32_t begin, int32_t n) override;
     [[nodiscard]] int32_t last_position(int32_t sequence) const override;
 
   private:
@@ -35,6 +37,7 @@ class ScriptedDrafter final : public Drafter {
     int32_t block_size_;
     int32_t n_vocab_;
     std::map<int32_t, int32_t> last_positions_;
+    std::map<int32_t, int32_t> n_shifted_; // positions by which a sequence's text lies before its script
 };
 
 [[nodiscard]] ScriptedDrafter::Mode parse_script_mode(const std::string& name);

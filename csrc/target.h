@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <span>
 #include <stdexcept>
 #include <string>
@@ -31,8 +32,10 @@ class Target {
     // Views of the last decode by batch row; dead after the next one.
     [[nodiscard]] virtual std::span<const float> logits(int32_t row) = 0; // (n_vocab)
 
-    // Forgets the cells of `sequence` at positions >= begin.
+    // Forgets the cells of `sequence` at positions >= begin: all of them, or at most max_rollback() of the last decode.
     virtual void remove(int32_t sequence, int32_t begin) = 0;
+    // A recurrent state goes back a few positions only, and once after each decode.
+    [[nodiscard]] virtual int32_t max_rollback() const { return std::numeric_limits<int32_t>::max(); }
     [[nodiscard]] virtual int32_t last_position(int32_t sequence) const = 0; // -1: empty
 
     // Whether any cells can be removed and sequences may share cells: only then is copy() called.
@@ -41,6 +44,14 @@ class Target {
     virtual void copy(int32_t from, int32_t to, int32_t begin, int32_t end) {
         throw std::logic_error("cells " + std::to_string(begin) + " .. " + std::to_string(end) + " of " +
                                std::to_string(from) + " cannot be shared with " + std::to_string(to));
+    }
+
+    [[nodiscard]] virtual bool can_shift() const { return false; }
+    // Forgets the cells of `sequence` at positions [begin, begin + n) and moves the later ones n positions to the
+    // front; cells that another sequence shares stay where they are for it.
+    virtual void shift(int32_t sequence, int32_t begin, int32_t n) {
+        throw std::logic_error("cells " + std::to_string(begin + n) + " and later of " + std::to_string(sequence) +
+                               " cannot be moved");
     }
 };
 

@@ -45,6 +45,30 @@ def f32_drafter(demo_drafter: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture(scope="session")
+def target(f32_target: Path) -> Any:
+    """That target, loaded; modules with another one have a fixture of their own."""
+    from dspark_cpp import _core
+
+    return _core.Model.load_target(str(f32_target))
+
+
+@pytest.fixture(scope="session")
+def drafter(f32_drafter: Path, target: Any) -> Any:
+    """Its drafter, loaded."""
+    from dspark_cpp import _core
+
+    return _core.Model.load_drafter(str(f32_drafter), target)
+
+
+@pytest.fixture(scope="session")
+def prompts(target: Any) -> list[list[int]]:
+    """Eight prompts of the three domains, as tokens."""
+    from pairs import read_prompts
+
+    return [target.tokenize(text) for text in read_prompts(8)]
+
+
+@pytest.fixture(scope="session")
 def demo_questions() -> dict[str, list[str]]:
     """Questions of the three domains that the pair has not seen."""
     questions: dict[str, list[str]] = json.loads((DEMO / "prompts.json").read_text(encoding="utf-8"))

@@ -3,33 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 pytest.importorskip("dspark_cpp._core")
 
 from dspark_cpp import _core
-from pairs import count_complete, exact_engine, greedy, read_prompts, run, run_plain
+from pairs import count_complete, exact_engine, greedy, run, run_plain
 
 CHUNK = 32
 LONG = [1 + i % 50 for i in range(400)]
 
 
 @pytest.fixture(scope="module")
-def target(f32_target: Path) -> _core.Model:
-    return _core.Model.load_target(str(f32_target))
-
-
-@pytest.fixture(scope="module")
-def make_engine(target: _core.Model, f32_drafter: Path) -> Callable[..., _core.Engine]:
-    drafter = _core.Model.load_drafter(str(f32_drafter), target)
+def make_engine(target: _core.Model, drafter: _core.Model) -> Callable[..., _core.Engine]:
     return lambda **options: exact_engine(target, drafter, **{"n_ctx": 512, "prefill_chunk": CHUNK} | options)
-
-
-@pytest.fixture(scope="module")
-def prompts(target: _core.Model) -> list[list[int]]:
-    return [target.tokenize(text) for text in read_prompts(8)]
 
 
 def n_cached(engine: _core.Engine, request: int) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,25 +12,10 @@ import pytest
 pytest.importorskip("dspark_cpp._core")
 
 from dspark_cpp import EngineClosedError, QueueFullError, _core
-from pairs import Answer, exact_engine, greedy, read_prompts, run
+from pairs import Answer, exact_engine, greedy, run
 
 N_PROMPTS, N_TOKENS = 8, 24
 RULES = ("exact", "rejection", "block")
-
-
-@pytest.fixture(scope="module")
-def target(f32_target: Path) -> _core.Model:
-    return _core.Model.load_target(str(f32_target))
-
-
-@pytest.fixture(scope="module")
-def drafter(f32_drafter: Path, target: _core.Model) -> _core.Model:
-    return _core.Model.load_drafter(str(f32_drafter), target)
-
-
-@pytest.fixture(scope="module")
-def prompts(target: _core.Model) -> list[list[int]]:
-    return [target.tokenize(text) for text in read_prompts(N_PROMPTS)]
 
 
 @pytest.fixture(scope="module")

@@ -22,11 +22,6 @@ CASES = range(3)
 
 
 @pytest.fixture(scope="module")
-def target(f32_target: Path) -> _core.Model:
-    return _core.Model.load_target(str(f32_target))
-
-
-@pytest.fixture(scope="module")
 def f32_drafters(f32_target: Path, target: _core.Model, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     files = convert_heads(f32_target, tmp_path_factory.mktemp("goldens"))
     return {head: _core.Model.load_drafter(str(path), target) for head, path in files.items()}

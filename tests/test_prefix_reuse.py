@@ -11,28 +11,17 @@ import pytest
 pytest.importorskip("dspark_cpp._core")
 
 from dspark_cpp import LLM, SamplingParams, _core
-from pairs import Plain, exact_engine, greedy, read_prompts, run, run_plain
+from pairs import Plain, exact_engine, greedy, run, run_plain
 
 BOUND = 1e-3  # what rounding may do to the logits of a row that was computed in another batch, with room to spare
 N_TOKENS = 24
 
 
 @pytest.fixture(scope="module")
-def target(f32_target: Path) -> _core.Model:
-    return _core.Model.load_target(str(f32_target))
-
-
-@pytest.fixture(scope="module")
-def make_engine(target: _core.Model, f32_drafter: Path) -> Callable[..., _core.Engine]:
-    drafter = _core.Model.load_drafter(str(f32_drafter), target)
+def make_engine(target: _core.Model, drafter: _core.Model) -> Callable[..., _core.Engine]:
     return lambda **options: exact_engine(
         target, drafter, **{"n_ctx": 512, "n_parallel": 1, "prefix_reuse": True} | options
     )
-
-
-@pytest.fixture(scope="module")
-def prompts(target: _core.Model) -> list[list[int]]:
-    return [target.tokenize(text) for text in read_prompts(8)]
 
 
 def check_text(plain: Plain, tokens: list[int]) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from math import isfinite
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,25 +10,10 @@ import pytest
 pytest.importorskip("dspark_cpp._core")
 
 from dspark_cpp import _core
-from pairs import exact_engine, read_prompts
+from pairs import exact_engine
 
 BLOCK = 7
 RULES = {"exact": 0.0, "rejection": 1.0, "block": 1.0}
-
-
-@pytest.fixture(scope="module")
-def target(f32_target: Path) -> _core.Model:
-    return _core.Model.load_target(str(f32_target))
-
-
-@pytest.fixture(scope="module")
-def drafter(f32_drafter: Path, target: _core.Model) -> _core.Model:
-    return _core.Model.load_drafter(str(f32_drafter), target)
-
-
-@pytest.fixture(scope="module")
-def prompts(target: _core.Model) -> list[list[int]]:
-    return [target.tokenize(text) for text in read_prompts(6)]
 
 
 def trace(engine: Any, prompts: list[list[int]], **options: Any) -> dict[int, list[_core.Event]]:

@@ -42,12 +42,14 @@ void validate(const LLMOptions& options) {
 }
 
 // llama.cpp records and clears a cache cell by cell until the system kills the process: what cannot fit is refused.
-void validate_memory(const LLMOptions& options, const Model& target) {
+void validate_memory(const LLMOptions& options, const Model& target, int32_t block) {
     constexpr double kGiB = 1 << 30;
     constexpr double kCellBytes = 64; // llama.cpp's own record of a cell
     const double value_bytes = options.kv_type == "f32" ? 4 : is_quantized(options.kv_type) ? 0.5 : 2;
     const double n_cells = static_cast<double>(options.n_ctx) * options.n_parallel;
-    const double needed = n_cells * (kCellBytes + value_bytes * static_cast<double>(target.kv_values_per_token()));
+    const double states = 4.0 * options.n_parallel * (1 + block) * static_cast<double>(target.state_values());
+    const double needed =
+        states + n_cells * (kCellBytes + value_bytes * static_cast<double>(target.kv_values_per_token()));
     double installed = 0;
     for (const DeviceInfo& device : build_info().devices) {
         installed += static_cast<double>(device.memory_total_bytes);
@@ -63,10 +65,15 @@ void validate_pair(const Model& target, const Model* drafter) {
                                                              (drafter == nullptr ? std::string() : drafter->path()));
 }
 
-ContextOptions target_context(const LLMOptions& options, int32_t block) {
+ContextOptions target_context(const LLMOptions& options, const Model& target, int32_t block) {
     ContextOptions context;
     context.n_cells = options.n_ctx * options.n_parallel;
     context.n_batch = std::max(options.n_batch, options.n_parallel * (1 + block));
+    if (target.has_state()) {
+        context.n_rollback = block;
+        // The states behind the newest are those of one pass: it must hold a round and more.
+        context.n_batch = std::max(context.n_batch, block + 2);
+    }
     context.n_ubatch = context.n_batch;
     context.n_sequences = options.n_parallel;
     context.n_outputs = options.n_parallel * (1 + block);
@@ -82,7 +89,7 @@ bool has_gpu() {
     return std::any_of(devices.begin(), devices.end(), [](const DeviceInfo& device) { return device.kind == "gpu"; });
 }
 
-void fill_defaults(LLMOptions& options, const Model& target) {
+void fill_defaults(LLMOptions& options, const Model& target, int32_t block) {
     validate(options);
     if (!options.flash_attention) {
         options.flash_attention = has_gpu() || options.kv_type != "f32";
@@ -90,7 +97,7 @@ void fill_defaults(LLMOptions& options, const Model& target) {
     if (options.n_ctx == 0) {
         options.n_ctx = std::max(2, std::min(4096, target.n_ctx_train()));
     }
-    validate_memory(options, target);
+    validate_memory(options, target, block);
     if (options.n_threads == 0) {
         options.n_threads = n_math_threads();
     }
@@ -111,11 +118,12 @@ EngineOptions engine_options(const LLMOptions& options) {
     return engine;
 }
 
-std::unique_ptr<Scheduler> make_scheduler(const LLMOptions& options, int32_t block) {
+std::unique_ptr<Scheduler> make_scheduler(const LLMOptions& options, const Model& target, int32_t block) {
     SchedulerOptions scheduler;
     scheduler.policy = parse_policy(options.policy);
     scheduler.objective = options.objective == "latency" ? Objective::latency : Objective::throughput;
     scheduler.block_size = block;
+    scheduler.equal_lengths = target.has_state();
     scheduler.calibration = options.calibration;
     return std::make_unique<Scheduler>(std::move(scheduler));
 }
@@ -125,12 +133,12 @@ std::unique_ptr<Scheduler> make_scheduler(const LLMOptions& options, int32_t blo
 std::unique_ptr<BoundEngine> make_engine(std::shared_ptr<Model> target, std::shared_ptr<Model> drafter,
                                          LLMOptions options) {
     validate_pair(*target, drafter.get());
-    fill_defaults(options, *target);
+    const int32_t block = drafter ? drafter->drafter_info().block_size : 0;
+    fill_defaults(options, *target, block);
     auto bound = std::make_unique<BoundEngine>();
     bound->target_model = target;
     bound->drafter_model = drafter;
-    const int32_t block = drafter ? drafter->drafter_info().block_size : 0;
-    auto real_target = std::make_unique<LlamaTarget>(target, target_context(options, block));
+    auto real_target = std::make_unique<LlamaTarget>(target, target_context(options, *target, block));
     std::unique_ptr<LlamaDrafter> real_drafter;
     if (drafter) {
         DrafterOptions draft;
@@ -149,21 +157,21 @@ std::unique_ptr<BoundEngine> make_engine(std::shared_ptr<Model> target, std::sha
     bound->options = options;
     bound->target_context_bytes = real_target->context().memory_bytes();
     bound->engine = std::make_unique<Engine>(std::move(real_target), std::move(real_drafter),
-                                             make_scheduler(options, block), engine_options(options));
+                                             make_scheduler(options, *target, block), engine_options(options));
     return bound;
 }
 
 std::unique_ptr<BoundEngine> make_scripted_engine(std::shared_ptr<Model> target,
                                                   std::vector<std::vector<int32_t>> scripts, const std::string& mode,
                                                   int32_t block_size, LLMOptions options) {
-    fill_defaults(options, *target);
+    fill_defaults(options, *target, block_size);
     auto bound = std::make_unique<BoundEngine>();
     bound->target_model = target;
     auto drafter =
         std::make_unique<ScriptedDrafter>(std::move(scripts), parse_script_mode(mode), block_size, target->n_vocab());
-    auto real_target = std::make_unique<LlamaTarget>(target, target_context(options, block_size));
+    auto real_target = std::make_unique<LlamaTarget>(target, target_context(options, *target, block_size));
     bound->engine = std::make_unique<Engine>(std::move(real_target), std::move(drafter),
-                                             make_scheduler(options, block_size), engine_options(options));
+                                             make_scheduler(options, *target, block_size), engine_options(options));
     return bound;
 }
 

@@ -24,9 +24,9 @@ std::optional<Verification> parse_verification(const std::string& name) {
 RequestOptions make_request_options(int32_t max_tokens, float temperature, int32_t top_k, float top_p, float min_p,
                                     float repetition_penalty, float presence_penalty, float frequency_penalty,
                                     const std::map<int32_t, float>& logit_bias, uint64_t seed, bool ignore_eos,
-                                    int32_t n_logprobs, const std::string& verification,
-                                    const std::optional<std::string>& policy, int32_t draft_limit, bool trace,
-                                    std::shared_ptr<TokenMask> grammar) {
+                                    bool context_shift, int32_t n_keep, int32_t n_logprobs,
+                                    const std::string& verification, const std::optional<std::string>& policy,
+                                    int32_t draft_limit, bool trace, std::shared_ptr<TokenMask> grammar) {
     RequestOptions options;
     options.max_tokens = max_tokens;
     options.sampling.temperature = temperature;
@@ -39,6 +39,8 @@ RequestOptions make_request_options(int32_t max_tokens, float temperature, int32
     options.sampling.logit_bias.assign(logit_bias.begin(), logit_bias.end());
     options.sampling.seed = seed;
     options.ignore_eos = ignore_eos;
+    options.context_shift = context_shift;
+    options.n_keep = n_keep;
     options.n_logprobs = n_logprobs;
     options.verification = parse_verification(verification);
     if (policy) {
@@ -142,9 +144,10 @@ void register_options(py::module_& module) {
              py::arg("top_k") = 0, py::arg("top_p") = 1.0F, py::arg("min_p") = 0.0F,
              py::arg("repetition_penalty") = 1.0F, py::arg("presence_penalty") = 0.0F,
              py::arg("frequency_penalty") = 0.0F, py::arg("logit_bias") = std::map<int32_t, float>{},
-             py::arg("seed") = 0, py::arg("ignore_eos") = false, py::arg("n_logprobs") = -1,
-             py::arg("verification") = "auto", py::arg("policy") = py::none(), py::arg("draft_limit") = -1,
-             py::arg("trace") = false, py::arg("grammar") = nullptr)
+             py::arg("seed") = 0, py::arg("ignore_eos") = false, py::arg("context_shift") = false,
+             py::arg("n_keep") = 0, py::arg("n_logprobs") = -1, py::arg("verification") = "auto",
+             py::arg("policy") = py::none(), py::arg("draft_limit") = -1, py::arg("trace") = false,
+             py::arg("grammar") = nullptr)
         .def_readonly("draft_limit", &RequestOptions::draft_limit);
 }
 
@@ -155,6 +158,7 @@ void register_results(py::module_& module) {
     py::class_<RequestStats>(module, "RequestStats")
         .def_readonly("n_prompt", &RequestStats::n_prompt)
         .def_readonly("n_reused", &RequestStats::n_reused)
+        .def_readonly("n_discarded", &RequestStats::n_discarded)
         .def_readonly("n_rounds", &RequestStats::n_rounds)
         .def_readonly("n_drafted", &RequestStats::n_drafted)
         .def_readonly("n_scheduled", &RequestStats::n_scheduled)
@@ -268,6 +272,7 @@ void register_engine(py::module_& module) {
         .def_property_readonly("speedup", &read_speedup)
         .def_property_readonly("has_work", [](const BoundEngine& bound) { return bound.engine->has_work(); })
         .def_property_readonly("n_ctx", [](const BoundEngine& bound) { return bound.engine->options().n_ctx; })
+        .def_property_readonly("can_shift", [](const BoundEngine& bound) { return bound.engine->can_shift(); })
         .def_property_readonly("n_running", [](const BoundEngine& bound) { return bound.engine->n_running(); })
         .def_property_readonly("n_queued", [](const BoundEngine& bound) { return bound.engine->n_queued(); })
         .def_property_readonly("closed", [](const BoundEngine& bound) { return bound.engine->is_closed(); })

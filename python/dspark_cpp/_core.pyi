@@ -199,6 +199,8 @@ class RequestOptions:
         logit_bias: dict[int, float] = ...,
         seed: int = 0,
         ignore_eos: bool = False,
+        context_shift: bool = False,  # at a full context forget the older half and go on
+        n_keep: int = 0,  # leading tokens that a shift keeps; -1: the prompt
         n_logprobs: int = -1,  # -1: none; 0: the chosen token's; n: also the n best
         verification: str = "auto",  # auto | exact | rejection | block
         policy: str | None = None,  # None: the engine's
@@ -222,6 +224,8 @@ class RequestStats:
     def n_prompt(self) -> int: ...
     @property
     def n_reused(self) -> int: ...  # of those, found in the caches
+    @property
+    def n_discarded(self) -> int: ...  # tokens that context shifts have forgotten
     @property
     def n_rounds(self) -> int: ...
     @property
@@ -397,6 +401,8 @@ class Engine:
     def has_work(self) -> bool: ...
     @property
     def n_ctx(self) -> int: ...
+    @property
+    def can_shift(self) -> bool: ...  # requests may ask for a context shift
     @property
     def n_running(self) -> int: ...
     @property

@@ -64,6 +64,8 @@ class RequestStats:
         Tokens of the prompt.
     n_reused : int
         Of those, found in the caches: an earlier request began alike.
+    n_discarded : int
+        Tokens that context shifts have forgotten.
     n_rounds : int
         Rounds.
     n_drafted, n_scheduled, n_accepted : int
@@ -86,6 +88,7 @@ class RequestStats:
 
     n_prompt: int = 0
     n_reused: int = 0
+    n_discarded: int = 0
     n_rounds: int = 0
     n_drafted: int = 0
     n_scheduled: int = 0
@@ -123,6 +126,7 @@ class RequestStats:
         return cls(
             n_prompt=stats.n_prompt,
             n_reused=stats.n_reused,
+            n_discarded=stats.n_discarded,
             n_rounds=stats.n_rounds,
             n_drafted=stats.n_drafted,
             n_scheduled=stats.n_scheduled,

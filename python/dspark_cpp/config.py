@@ -77,6 +77,12 @@ class SamplingParams:
         The text ends before the first of these that appears in it.
     ignore_eos : bool
         Go on after an end-of-text token.
+    context_shift : bool
+        When the context is full, forget the older half of what stands behind the first `n_keep` tokens and go on, in
+        place of ending with "context_full". Refused where `LLM.can_shift` is false. What the model says afterwards is
+        not quite what it would say to the shortened text alone: later tokens have seen the forgotten ones.
+    n_keep : int
+        Leading tokens of the prompt that a context shift keeps; -1 is the whole prompt.
     logprobs : int, optional
         None: none. 0: the log-probability of every token chosen. n: those of the n likeliest tokens too.
     verification : {"auto", "exact", "rejection", "block"}
@@ -108,6 +114,8 @@ class SamplingParams:
     seed: int | None = None
     stop: str | Sequence[str] = ()
     ignore_eos: bool = False
+    context_shift: bool = False
+    n_keep: int = 0
     logprobs: int | None = None
     verification: Verification = "auto"
     policy: Policy | None = None
@@ -119,6 +127,8 @@ class SamplingParams:
         _store(self, "logit_bias", _biases(self.logit_bias))
         _store(self, "stop", _stop_strings(self.stop))
         _check_bool("ignore_eos", self.ignore_eos)
+        _check_bool("context_shift", self.context_shift)
+        _store(self, "n_keep", _integer("n_keep", self.n_keep, -1, _INT_MAX))
         _check_choice("verification", self.verification, get_args(Verification))
         if self.policy is not None:
             _store(self, "policy", _policy(self.policy))
@@ -203,7 +213,8 @@ class EngineConfig:
         short, a larger one lets long prompts begin sooner. While nobody decodes prompts get all of `n_batch`.
     prefix_reuse : bool
         Keep what finished requests left in the caches, for later prompts that begin alike: a chat's next turn, a
-        shared system prompt. Not with a sliding window or a recurrent state.
+        shared system prompt. With a sliding window or a recurrent state only for a prompt that goes on where the
+        earlier request ended.
     flash_attention : bool, optional
         Use llama.cpp's fused attention. None: with a GPU only. On a CPU it rounds to f16 inside, so that a token's
         logits depend a little on what shares its batch.

@@ -151,6 +151,11 @@ class LLM:
         return self._n_ctx
 
     @property
+    def can_shift(self) -> bool:
+        """Whether `SamplingParams.context_shift` is possible: not with a recurrent state or a sliding window."""
+        return self._engine.can_shift
+
+    @property
     def engine(self) -> _core.Engine:
         """The engine, for its figures; requests go through the methods here."""
         return self._engine
@@ -453,6 +458,8 @@ def _request_options(params: SamplingParams, seed: int, grammar: _core.Grammar |
         logit_bias=dict(params.logit_bias or {}),
         seed=seed,
         ignore_eos=params.ignore_eos,
+        context_shift=params.context_shift,
+        n_keep=params.n_keep,
         n_logprobs=-1 if params.logprobs is None else params.logprobs,
         verification=params.rule if grammar is None else params.verification,  # a grammar goes with "exact" alone
         policy=None if params.policy is None else str(params.policy),

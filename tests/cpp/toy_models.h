@@ -90,11 +90,22 @@ class Target final : public dspark::Target {
         cells_[to].insert(cells_[to].end(), source.begin() + begin, source.begin() + end);
     }
 
+    [[nodiscard]] bool can_shift() const override { return can_shift_cells; }
+
+    void shift(int32_t sequence, int32_t begin, int32_t n) override {
+        std::vector<int32_t>& cells = cells_[sequence];
+        if (begin + n > static_cast<int32_t>(cells.size())) {
+            throw std::logic_error("forgotten cells must be in the cache");
+        }
+        cells.erase(cells.begin() + begin, cells.begin() + begin + n);
+    }
+
     [[nodiscard]] const std::vector<int32_t>& cells(int32_t sequence) { return cells_[sequence]; }
 
     bool fail_next = false;
     int32_t poisoned_token = -1; // NaN logits after this token
     int32_t n_rows_last = 0;
+    bool can_shift_cells = true;
 
   private:
     float end_logit_;
@@ -134,6 +145,15 @@ class Drafter final : public dspark::Drafter {
     [[nodiscard]] bool can_share() const override { return true; }
 
     void copy(int32_t from, int32_t to, int32_t end) override { last_[to] = std::min(last_position(from), end - 1); }
+
+    [[nodiscard]] bool can_shift() const override { return true; }
+
+    void shift(int32_t sequence, int32_t begin, int32_t n) override {
+        if (begin + n - 1 > last_position(sequence)) {
+            throw std::logic_error("forgotten rows must be in the cache");
+        }
+        last_[sequence] -= n;
+    }
 
     [[nodiscard]] int32_t last_position(int32_t sequence) const override {
         const auto found = last_.find(sequence);

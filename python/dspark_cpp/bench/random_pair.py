@@ -265,7 +265,8 @@ def _drafter_config(target: TargetInfo, draft_vocab: int, block_size: int) -> Dr
 
     n_heads = size("attention.head_count")
     rope_theta = target.file.get(f"{target.architecture}.rope.freq_base")
-    shape = Shape(target.hidden_size, size("feed_forward_length"), target.n_layers, n_heads, n_heads, True)
+    width = size("feed_forward_length", 2 * target.hidden_size)  # hybrid targets have one per layer
+    shape = Shape(target.hidden_size, width, target.n_layers, n_heads, n_heads, True)
     return DrafterConfig(
         hidden_size=target.hidden_size,
         intermediate_size=shape.intermediate_size,
