@@ -53,7 +53,7 @@ def check_schema(name: str, schema: Mapping[str, Any], limits: Limits) -> None:
 
 
 class Fields:
-    """An object's fields, each read with its type.
+    """An object's fields, each read with its type; remembers which were asked for.
 
     Parameters
     ----------
@@ -66,13 +66,24 @@ class Fields:
     def __init__(self, values: Mapping[str, Any], prefix: str = "") -> None:
         self.values = values
         self._prefix = prefix
+        self._asked: set[str] = set()
 
     def __contains__(self, name: str) -> bool:
-        return self.values.get(name) is not None
+        return self.any(name) is not None
+
+    @property
+    def unread(self) -> list[str]:
+        """Names of fields that nobody asked for: they have had no effect."""
+        return [name for name in self.values if name not in self._asked]
+
+    def any(self, name: str) -> Any:
+        """Return a value of any type, None if it is absent."""
+        self._asked.add(name)
+        return self.values.get(name)
 
     def text(self, name: str, default: str = "", *, limit: int | None = None) -> str:
         """Return a string."""
-        value = self.values.get(name)
+        value = self.any(name)
         if value is None:
             return default
         if not isinstance(value, str):
@@ -83,7 +94,7 @@ class Fields:
 
     def flag(self, name: str, default: bool = False) -> bool:
         """Return a boolean."""
-        value = self.values.get(name)
+        value = self.any(name)
         if value is None:
             return default
         if not isinstance(value, bool):
@@ -92,7 +103,7 @@ class Fields:
 
     def number(self, name: str, default: float | None = None) -> float | None:
         """Return a number."""
-        value = self.values.get(name)
+        value = self.any(name)
         if value is None:
             return default
         if isinstance(value, bool) or not isinstance(value, int | float) or not _is_finite(value):
@@ -101,7 +112,7 @@ class Fields:
 
     def integer(self, name: str, default: int | None = None) -> int | None:
         """Return an integer; 3.0 is one too, as some clients know no other numbers."""
-        value = self.values.get(name)
+        value = self.any(name)
         if value is None:
             return default
         if isinstance(value, float) and _is_finite(value) and value.is_integer():
@@ -114,7 +125,7 @@ class Fields:
 
     def object(self, name: str) -> Fields | None:
         """Return an object."""
-        value = self.values.get(name)
+        value = self.any(name)
         if value is None:
             return None
         if not isinstance(value, dict):
@@ -131,7 +142,7 @@ class Fields:
 
     def items(self, name: str, limit: int) -> list[Any]:
         """Return a list."""
-        value = self.values.get(name)
+        value = self.any(name)
         if value is None:
             return []
         if not isinstance(value, list):
@@ -142,7 +153,7 @@ class Fields:
 
     def texts(self, name: str, limit: int) -> list[str]:
         """Return a list of strings; one string counts as a list of one."""
-        value = self.values.get(name)
+        value = self.any(name)
         if isinstance(value, str):
             return [value]
         items = self.items(name, limit)
