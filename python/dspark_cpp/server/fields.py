@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from dspark_cpp.server.problems import BadRequestError
 from dspark_cpp.server.settings import Limits
 
-__all__ = ["Fields", "check_schema", "parse_body"]
+__all__ = ["Fields", "check_schema", "parse_body", "read_tool"]
 
 _MAX_SHOWN = 80
 
@@ -50,6 +50,27 @@ def check_schema(name: str, schema: Mapping[str, Any], limits: Limits) -> None:
         raise BadRequestError(f"{name} must be nested at most {limits.schema_depth} deep", param=name)
     if n_values > limits.schema_nodes:
         raise BadRequestError(f"{name} must hold at most {limits.schema_nodes} values, got {n_values}", param=name)
+
+
+def read_tool(tool: Fields, limits: Limits) -> dict[str, Any]:
+    """Return a function that a model may call, in the form both dialects share.
+
+    Raises
+    ------
+    BadRequestError
+        If it has no name, or its parameters are no schema of a usable size.
+    """
+    function = tool.object("function")
+    if function is None or not function.text("name"):
+        tool.refuse("function", "be an object with a name")
+    parameters = function.object("parameters")
+    schema = dict(parameters.values) if parameters else {"type": "object", "properties": {}}
+    check_schema("tools", schema, limits)
+    description = function.text("description")
+    return {
+        "type": "function",
+        "function": {"name": function.text("name"), "description": description, "parameters": schema},
+    }
 
 
 class Fields:
@@ -122,6 +143,13 @@ class Fields:
         if abs(value) >= 2**63:
             self.refuse(name, "fit into 64 bits")
         return int(value)
+
+    def integer_within(self, name: str, low: int, high: int) -> int | None:
+        """Return an integer of a range, None if it is absent."""
+        value = self.integer(name)
+        if value is not None and not low <= value <= high:
+            self.refuse(name, f"be between {low} and {high}")
+        return value
 
     def object(self, name: str) -> Fields | None:
         """Return an object."""
