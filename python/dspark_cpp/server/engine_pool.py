@@ -14,10 +14,11 @@ import os
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 from dspark_cpp.convert.gguf_file import GGUFFile
 from dspark_cpp.llm import LLM
+from dspark_cpp.server.allocator import return_free_memory
 from dspark_cpp.server.catalog import Catalog, Entry
 from dspark_cpp.server.loaded_model import LoadedModel
 from dspark_cpp.server.problems import Problem
@@ -29,6 +30,15 @@ _log = logging.getLogger(__name__)
 _MEMORY_SHARE = 0.9
 _OVERHEAD = 1.1  # files to memory, before the caches are known
 _USUAL_CTX = 4096  # what n_ctx = 0 stands for, as far as the model was trained for it
+
+
+@dataclass(eq=False, slots=True)
+class _Ticket:
+    """A request in the line; `may_join`: its model was loaded for one before it."""
+
+    entry: Entry
+    n_ctx: int
+    may_join: bool = False
 
 
 class EnginePool:
@@ -49,7 +59,7 @@ class EnginePool:
         self._models: dict[str, LoadedModel] = {}
         self._changed = asyncio.Condition()
         self._notices: set[asyncio.Task[None]] = set()
-        self._line: deque[object] = deque()  # who waits, in the order of coming
+        self._line: deque[_Ticket] = deque()  # who waits, in the order of coming
         self._is_blocked = False  # its head waits until models in use are free
         self._is_closed = False
 
@@ -142,17 +152,20 @@ class EnginePool:
     async def _wait_for(self, entry: Entry, n_ctx: int) -> LoadedModel:
         """Wait in line. Whoever comes while its head is blocked stands behind it, even if their model is loaded.
 
-        Otherwise a model that is always in use would keep all others out.
+        Otherwise a model that is always in use would keep all others out. Once a model is loaded for the head, all in
+        the line that want it come along: they are finite, and a load serves more than one.
         """
         if len(self._line) >= self._config.max_queue:
             raise Problem(503, "server busy, please try again.  maximum pending requests exceeded", code="server_busy")
-        ticket = object()
+        ticket = _Ticket(entry, n_ctx)
         self._line.append(ticket)
         try:
             async with self._changed:
                 while True:
                     if self._is_closed:
                         raise Problem(503, "the server is shutting down", code="server_busy")
+                    if ticket.may_join and (model := self._usable(entry, n_ctx)) is not None:
+                        return model
                     if self._line[0] is ticket and (model := await self._obtain(entry, n_ctx)) is not None:
                         return model
                     await self._changed.wait()
@@ -170,6 +183,8 @@ class EnginePool:
             if not self._is_blocked:
                 await _uninterrupted(self._load(entry, n_ctx))
                 model = self._models[entry.name]
+                for ticket in self._line:
+                    ticket.may_join = ticket.entry.name == entry.name
         return model
 
     async def _make_room(self, entry: Entry) -> bool:
@@ -229,6 +244,7 @@ class EnginePool:
     async def _drop(self, model: LoadedModel) -> None:
         self._models.pop(model.entry.name, None)
         await model.close()
+        await asyncio.to_thread(return_free_memory)
         _log.info("unloaded model %s", model.entry.name)
 
 
