@@ -16,7 +16,7 @@ from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from dspark_cpp.server import openai_api
+from dspark_cpp.server import openai_objects
 from dspark_cpp.server.access import Access
 from dspark_cpp.server.catalog import Catalog
 from dspark_cpp.server.context import ServerContext
@@ -134,4 +134,4 @@ async def _answer_error(request: Request, error: Exception) -> Response:
 
 
 def _openai_error(problem: Problem) -> Response:
-    return JSONResponse(openai_api.error_body(problem), problem.status, problem.headers)
+    return JSONResponse(openai_objects.error_body(problem), problem.status, problem.headers)

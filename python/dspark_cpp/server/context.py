@@ -1,11 +1,14 @@
-"""What the routes of a server share, and how a dialect's routes answer errors."""
+"""What the routes of a server share."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 from dspark_cpp.chat import TokenLogprob
 from dspark_cpp.server.catalog import Catalog
@@ -17,7 +20,13 @@ from dspark_cpp.server.loaded_model import LoadedModel
 from dspark_cpp.server.metrics import Metrics
 from dspark_cpp.server.settings import ServerConfig
 
-__all__ = ["ServerContext", "token_bytes"]
+__all__ = ["Endpoint", "ServerContext", "token_bytes"]
+
+Endpoint = Callable[["ServerContext", Request], Awaitable[Response]]
+
+_log = logging.getLogger(__name__)
+_MOST_WARNINGS = 8
+_LONGEST_NAME = 40
 
 
 @dataclass(slots=True)
@@ -36,7 +45,30 @@ class ServerContext:
     async def read(self, request: Request) -> Fields:
         """Return a request's JSON object."""
         limits = self.config.limits
-        return parse_body(await read_body(request, limits.body_bytes, limits.body_seconds), limits)
+        fields = parse_body(await read_body(request, limits.body_bytes, limits.body_seconds), limits)
+        request.state.fields = fields
+        return fields
+
+    def route(self, path: str, endpoint: Endpoint, method: str, ignored: Collection[str] = ()) -> Route:
+        """Return a route whose request's fields are used, refused, or named in the log.
+
+        Parameters
+        ----------
+        path, endpoint, method
+            As Starlette takes them.
+        ignored
+            Fields that are meant for others and not worth a line.
+        """
+
+        async def handle(request: Request) -> Response:
+            response = await endpoint(self, request)
+            fields: Fields | None = getattr(request.state, "fields", None)
+            unread = [name for name in fields.unread if name not in ignored] if fields else []
+            for name in unread[:_MOST_WARNINGS]:
+                _log.warning("field %r has no effect on %s", name[:_LONGEST_NAME], path)
+            return response
+
+        return Route(path, handle, methods=[method])
 
     def deadline(self) -> Deadline:
         """Return when a request that comes now must be over."""

@@ -1,7 +1,7 @@
 """The loaded models: loaded when asked for, kept for a while, unloaded for others but never while in use.
 
-Owns: which models are in memory. One model is loaded or unloaded at a time. Event loop only; the loading itself runs in
-a thread.
+Owns: which models are in memory, and the line of requests whose model is not. One model is loaded or unloaded at a
+time. Event loop only; the loading itself runs in a thread.
 """
 
 from __future__ import annotations
@@ -12,10 +12,13 @@ import logging
 import math
 import os
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
+from dspark_cpp.convert.gguf_file import GGUFFile
 from dspark_cpp.llm import LLM
+from dspark_cpp.server.allocator import return_free_memory
 from dspark_cpp.server.catalog import Catalog, Entry
 from dspark_cpp.server.loaded_model import LoadedModel
 from dspark_cpp.server.problems import Problem
@@ -26,6 +29,16 @@ __all__ = ["EnginePool"]
 _log = logging.getLogger(__name__)
 _MEMORY_SHARE = 0.9
 _OVERHEAD = 1.1  # files to memory, before the caches are known
+_USUAL_CTX = 4096  # what n_ctx = 0 stands for, as far as the model was trained for it
+
+
+@dataclass(eq=False, slots=True)
+class _Ticket:
+    """A request in the line; `may_join`: its model was loaded for one before it."""
+
+    entry: Entry
+    n_ctx: int
+    may_join: bool = False
 
 
 class EnginePool:
@@ -46,7 +59,8 @@ class EnginePool:
         self._models: dict[str, LoadedModel] = {}
         self._changed = asyncio.Condition()
         self._notices: set[asyncio.Task[None]] = set()
-        self._n_waiting = 0
+        self._line: deque[_Ticket] = deque()  # who waits, in the order of coming
+        self._is_blocked = False  # its head waits until models in use are free
         self._is_closed = False
 
     @property
@@ -57,10 +71,10 @@ class EnginePool:
     @property
     def n_waiting(self) -> int:
         """Requests that wait for a model."""
-        return self._n_waiting
+        return len(self._line)
 
     @contextlib.asynccontextmanager
-    async def use(self, name: str, keep_alive: float | None = None) -> AsyncIterator[LoadedModel]:
+    async def use(self, name: str, keep_alive: float | None = None, n_ctx: int = 0) -> AsyncIterator[LoadedModel]:
         """Hold a loaded model for the time of the block.
 
         Parameters
@@ -69,6 +83,9 @@ class EnginePool:
             Its name.
         keep_alive
             Seconds it stays after its last use; None: as configured.
+        n_ctx
+            Tokens that one request needs. A model that was loaded with fewer, and was trained for more, is loaded again
+            as soon as nobody uses it.
 
         Raises
         ------
@@ -76,7 +93,9 @@ class EnginePool:
             404 without such a model, 503 when too many wait already.
         """
         entry = self._catalog.get(name)
-        model = self._idle_or_busy(entry) or await self._wait_for(entry)
+        model = None if self._is_blocked else self._usable(entry, n_ctx)
+        if model is None:
+            model = await self._wait_for(entry, n_ctx)
         model.n_users += 1
         if keep_alive is not None:
             model.keep_alive = keep_alive
@@ -111,9 +130,11 @@ class EnginePool:
         for model in self.models:
             await self._drop(model)
 
-    def _idle_or_busy(self, entry: Entry) -> LoadedModel | None:
+    def _usable(self, entry: Entry, n_ctx: int) -> LoadedModel | None:
         model = self._models.get(entry.name)
-        return model if model is not None and model.entry.digest == entry.digest and not model.llm.closed else None
+        if model is None or model.entry.digest != entry.digest or model.llm.closed:
+            return None
+        return model if model.llm.n_ctx >= min(n_ctx, model.llm.model.n_ctx_train) else None
 
     def _idle(self) -> list[LoadedModel]:
         return [model for model in self._models.values() if model.n_users == 0]
@@ -128,27 +149,47 @@ class EnginePool:
         async with self._changed:
             self._changed.notify_all()
 
-    async def _wait_for(self, entry: Entry) -> LoadedModel:
-        if self._n_waiting >= self._config.max_queue:
+    async def _wait_for(self, entry: Entry, n_ctx: int) -> LoadedModel:
+        """Wait in line. Whoever comes while its head is blocked stands behind it, even if their model is loaded.
+
+        Otherwise a model that is always in use would keep all others out. Once a model is loaded for the head, all in
+        the line that want it come along: they are finite, and a load serves more than one.
+        """
+        if len(self._line) >= self._config.max_queue:
             raise Problem(503, "server busy, please try again.  maximum pending requests exceeded", code="server_busy")
-        self._n_waiting += 1
+        ticket = _Ticket(entry, n_ctx)
+        self._line.append(ticket)
         try:
             async with self._changed:
-                while (model := self._idle_or_busy(entry)) is None:
+                while True:
                     if self._is_closed:
                         raise Problem(503, "the server is shutting down", code="server_busy")
-                    if not await self._make_room(entry):
-                        await self._changed.wait()
-                        continue
-                    await _uninterrupted(self._load(entry))
-                    self._changed.notify_all()
-                return model
+                    if ticket.may_join and (model := self._usable(entry, n_ctx)) is not None:
+                        return model
+                    if self._line[0] is ticket and (model := await self._obtain(entry, n_ctx)) is not None:
+                        return model
+                    await self._changed.wait()
         finally:
-            self._n_waiting -= 1
+            if self._line[0] is ticket:
+                self._is_blocked = False
+            self._line.remove(ticket)
+            self._announce()
+
+    async def _obtain(self, entry: Entry, n_ctx: int) -> LoadedModel | None:
+        """Load a model if need be; None: those in use leave no room for now. For the head of the line."""
+        model = self._usable(entry, n_ctx)
+        if model is None:
+            self._is_blocked = not await self._make_room(entry)
+            if not self._is_blocked:
+                await _uninterrupted(self._load(entry, n_ctx))
+                model = self._models[entry.name]
+                for ticket in self._line:
+                    ticket.may_join = ticket.entry.name == entry.name
+        return model
 
     async def _make_room(self, entry: Entry) -> bool:
         """Unload idle models until this one fits; False: those in use leave no room for now."""
-        old = self._models.get(entry.name)  # the same name with other files
+        old = self._models.get(entry.name)  # the same name with other files, or with a shorter context
         if old is not None:
             if old.n_users:
                 return False
@@ -171,10 +212,10 @@ class EnginePool:
     def _used_bytes(self) -> int:
         return sum(model.memory_bytes for model in self._models.values())
 
-    async def _load(self, entry: Entry) -> None:
+    async def _load(self, entry: Entry, n_ctx: int) -> None:
         begin = time.monotonic()
         try:
-            llm = await asyncio.to_thread(self._open, entry)
+            llm = await asyncio.to_thread(self._open, entry, n_ctx)
         except Exception as error:
             _log.warning("cannot load model %s: %s", entry.name, error)
             raise
@@ -185,11 +226,13 @@ class EnginePool:
         await self._shrink(model)
         _log.info("loaded model %s in %.2f s, %d bytes", entry.name, model.load_seconds, model.memory_bytes)
 
-    def _open(self, entry: Entry) -> LLM:
+    def _open(self, entry: Entry, n_ctx: int) -> LLM:
         self._catalog.check(entry)
         options = asdict(self._config.engine) | {"max_queue": self._config.max_queue}
-        if (n_ctx := entry.parameters.get("num_ctx")) and not options["n_ctx"]:
-            options["n_ctx"] = int(n_ctx)
+        options["n_ctx"] = options["n_ctx"] or int(entry.parameters.get("num_ctx", 0))
+        if n_ctx:
+            n_trained = _trained_length(entry)
+            options["n_ctx"] = max(options["n_ctx"] or min(_USUAL_CTX, n_trained), min(n_ctx, n_trained))
         return LLM(entry.target, entry.draft, **options)
 
     async def _unload_expired(self) -> None:
@@ -201,6 +244,7 @@ class EnginePool:
     async def _drop(self, model: LoadedModel) -> None:
         self._models.pop(model.entry.name, None)
         await model.close()
+        await asyncio.to_thread(return_free_memory)
         _log.info("unloaded model %s", model.entry.name)
 
 
@@ -213,6 +257,12 @@ async def _uninterrupted(work: Awaitable[None]) -> None:
         with contextlib.suppress(Exception):
             await task
         raise
+
+
+def _trained_length(entry: Entry) -> int:
+    file = GGUFFile(entry.target)
+    length = file.get(f"{file.get('general.architecture')}.context_length")
+    return length if isinstance(length, int) else _USUAL_CTX
 
 
 def _installed_bytes() -> int:

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from dspark_cpp.server.problems import BadRequestError
 from dspark_cpp.server.settings import Limits
 
-__all__ = ["Fields", "check_schema", "parse_body"]
+__all__ = ["Fields", "check_schema", "parse_body", "read_tool"]
 
 _MAX_SHOWN = 80
 
@@ -52,8 +52,29 @@ def check_schema(name: str, schema: Mapping[str, Any], limits: Limits) -> None:
         raise BadRequestError(f"{name} must hold at most {limits.schema_nodes} values, got {n_values}", param=name)
 
 
+def read_tool(tool: Fields, limits: Limits) -> dict[str, Any]:
+    """Return a function that a model may call, in the form both dialects share.
+
+    Raises
+    ------
+    BadRequestError
+        If it has no name, or its parameters are no schema of a usable size.
+    """
+    function = tool.object("function")
+    if function is None or not function.text("name"):
+        tool.refuse("function", "be an object with a name")
+    parameters = function.object("parameters")
+    schema = dict(parameters.values) if parameters else {"type": "object", "properties": {}}
+    check_schema("tools", schema, limits)
+    description = function.text("description")
+    return {
+        "type": "function",
+        "function": {"name": function.text("name"), "description": description, "parameters": schema},
+    }
+
+
 class Fields:
-    """An object's fields, each read with its type.
+    """An object's fields, each read with its type; remembers which were asked for.
 
     Parameters
     ----------
@@ -66,13 +87,24 @@ class Fields:
     def __init__(self, values: Mapping[str, Any], prefix: str = "") -> None:
         self.values = values
         self._prefix = prefix
+        self._asked: set[str] = set()
 
     def __contains__(self, name: str) -> bool:
-        return self.values.get(name) is not None
+        return self.any(name) is not None
+
+    @property
+    def unread(self) -> list[str]:
+        """Names of fields that nobody asked for: they have had no effect."""
+        return [name for name in self.values if name not in self._asked]
+
+    def any(self, name: str) -> Any:
+        """Return a value of any type, None if it is absent."""
+        self._asked.add(name)
+        return self.values.get(name)
 
     def text(self, name: str, default: str = "", *, limit: int | None = None) -> str:
         """Return a string."""
-        value = self.values.get(name)
+        value = self.any(name)
         if value is None:
             return default
         if not isinstance(value, str):
@@ -83,7 +115,7 @@ class Fields:
 
     def flag(self, name: str, default: bool = False) -> bool:
         """Return a boolean."""
-        value = self.values.get(name)
+        value = self.any(name)
         if value is None:
             return default
         if not isinstance(value, bool):
@@ -92,7 +124,7 @@ class Fields:
 
     def number(self, name: str, default: float | None = None) -> float | None:
         """Return a number."""
-        value = self.values.get(name)
+        value = self.any(name)
         if value is None:
             return default
         if isinstance(value, bool) or not isinstance(value, int | float) or not _is_finite(value):
@@ -101,7 +133,7 @@ class Fields:
 
     def integer(self, name: str, default: int | None = None) -> int | None:
         """Return an integer; 3.0 is one too, as some clients know no other numbers."""
-        value = self.values.get(name)
+        value = self.any(name)
         if value is None:
             return default
         if isinstance(value, float) and _is_finite(value) and value.is_integer():
@@ -112,9 +144,16 @@ class Fields:
             self.refuse(name, "fit into 64 bits")
         return int(value)
 
+    def integer_within(self, name: str, low: int, high: int) -> int | None:
+        """Return an integer of a range, None if it is absent."""
+        value = self.integer(name)
+        if value is not None and not low <= value <= high:
+            self.refuse(name, f"be between {low} and {high}")
+        return value
+
     def object(self, name: str) -> Fields | None:
         """Return an object."""
-        value = self.values.get(name)
+        value = self.any(name)
         if value is None:
             return None
         if not isinstance(value, dict):
@@ -131,7 +170,7 @@ class Fields:
 
     def items(self, name: str, limit: int) -> list[Any]:
         """Return a list."""
-        value = self.values.get(name)
+        value = self.any(name)
         if value is None:
             return []
         if not isinstance(value, list):
@@ -142,7 +181,7 @@ class Fields:
 
     def texts(self, name: str, limit: int) -> list[str]:
         """Return a list of strings; one string counts as a list of one."""
-        value = self.values.get(name)
+        value = self.any(name)
         if isinstance(value, str):
             return [value]
         items = self.items(name, limit)

@@ -56,7 +56,7 @@ async def _load(context: ServerContext, call: Call) -> dict[str, Any]:
     if is_unload:
         await context.pool.unload(call.model)
     else:
-        async with context.pool.use(call.model, call.keep_alive):
+        async with context.pool.use(call.model, call.keep_alive, call.n_ctx):
             pass
     found: dict[str, Any] = {"model": call.model, "created_at": ollama_api.timestamp()}
     found |= {"message": {"role": "assistant", "content": ""}} if call.is_chat else {"response": ""}
@@ -111,7 +111,7 @@ class _Answer:
 
     async def objects(self) -> AsyncGenerator[dict[str, Any]]:
         """Yield an object per step with something to tell, then the last one."""
-        async with self._context.pool.use(self._call.model, self._call.keep_alive) as model:
+        async with self._context.pool.use(self._call.model, self._call.keep_alive, self._call.n_ctx) as model:
             load_ns = time.perf_counter_ns() - self._begin_ns
             generation = await self._start(model)
             async with aclosing(generation.pieces()) as pieces:

@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from dspark_cpp.chat import RequestStats, TokenLogprob
-from dspark_cpp.server.fields import Fields, check_schema
-from dspark_cpp.server.ollama_options import Options, read_options
+from dspark_cpp.server.fields import Fields, check_schema, read_tool
+from dspark_cpp.server.ollama_options import Options, read_n_ctx, read_options
 from dspark_cpp.server.problems import BadRequestError
 from dspark_cpp.server.requests import ChatRequest, GenerationRequest, Piece, ToolCall
 from dspark_cpp.server.settings import Limits, parse_duration
@@ -26,6 +26,7 @@ __all__ = [
     "generation_of",
     "logprob_items",
     "read_call",
+    "read_keep_alive",
     "speculation",
     "timestamp",
     "tool_calls",
@@ -33,7 +34,6 @@ __all__ = [
 
 _ANY_JSON: dict[str, Any] = {"type": "object"}
 _ROLES = ("system", "user", "assistant", "tool")
-_MAX_TOP_LOGPROBS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +52,7 @@ class Call:
     is_chat: bool
     stream: bool
     keep_alive: float | None
+    n_ctx: int
     think: bool | str | None
     shows_speculation: bool
     logprobs: int | None
@@ -91,14 +92,13 @@ def read_call(body: Fields, limits: Limits, *, is_chat: bool) -> Call:
     name = body.text("model")
     if not name:
         raise BadRequestError("model is required", param="model")
-    top = body.integer("top_logprobs", 0) or 0
-    if not 0 <= top <= _MAX_TOP_LOGPROBS:
-        body.refuse("top_logprobs", f"be between 0 and {_MAX_TOP_LOGPROBS}")
+    top = body.integer_within("top_logprobs", 0, limits.top_logprobs) or 0
     return Call(
         model=name,
         is_chat=is_chat,
         stream=body.flag("stream", True),
-        keep_alive=parse_duration(body.values["keep_alive"]) if "keep_alive" in body else None,
+        keep_alive=read_keep_alive(body),
+        n_ctx=read_n_ctx(body),
         think=_think(body),
         shows_speculation=body.flag("dspark"),
         logprobs=top if body.flag("logprobs") else None,
@@ -106,6 +106,11 @@ def read_call(body: Fields, limits: Limits, *, is_chat: bool) -> Call:
         body=body,
         limits=limits,
     )
+
+
+def read_keep_alive(body: Fields) -> float | None:
+    """Return seconds that a model shall stay loaded, None if the request does not say."""
+    return parse_duration(body.any("keep_alive")) if "keep_alive" in body else None
 
 
 def generation_of(
@@ -153,8 +158,10 @@ def _generate(
 
 
 def _chat(call: Call, messages: Sequence[Mapping[str, Any]]) -> ChatRequest:
-    tools = [_tool(tool) for tool in call.body.objects("tools", call.limits.tools)] if call.is_chat else []
-    return ChatRequest(messages=messages, tools=tools, json_schema=call.format, think=call.think)
+    given = call.body.objects("tools", call.limits.tools) if call.is_chat else ()
+    tools = [read_tool(tool, call.limits) for tool in given]
+    think, effort = (True, call.think) if isinstance(call.think, str) else (call.think, "")
+    return ChatRequest(messages=messages, tools=tools, json_schema=call.format, think=think, effort=effort)
 
 
 def _with_system(messages: Sequence[Mapping[str, Any]], system: str) -> list[Mapping[str, Any]]:
@@ -189,7 +196,7 @@ def _call_of_message(call: Fields) -> dict[str, Any]:
     function = call.object("function")
     if function is None:
         call.refuse("function", "be an object")
-    arguments = function.values.get("arguments")
+    arguments = function.any("arguments")
     if not isinstance(arguments, dict | None):
         function.refuse("arguments", "be an object")
     return {
@@ -210,30 +217,13 @@ def _give_ids(messages: Sequence[dict[str, Any]]) -> None:
             message["tool_call_id"] = waiting.pop(0) if waiting else "call_000000000"
 
 
-def _tool(tool: Fields) -> dict[str, Any]:
-    function = tool.object("function")
-    if function is None:
-        tool.refuse("function", "be an object")
-    if not function.text("name"):
-        function.refuse("name", "be a name")
-    parameters = function.object("parameters")
-    return {
-        "type": "function",
-        "function": {
-            "name": function.text("name"),
-            "description": function.text("description"),
-            "parameters": dict(parameters.values) if parameters else {"type": "object", "properties": {}},
-        },
-    }
-
-
 def _refuse_images(body: Fields, limits: Limits) -> None:
     if body.items("images", limits.images):
         raise BadRequestError("this model does not support images", param="images")
 
 
 def _think(body: Fields) -> bool | str | None:
-    value = body.values.get("think")
+    value = body.any("think")
     if value is None or isinstance(value, bool):
         return value
     if value not in ("low", "medium", "high"):
@@ -242,7 +232,7 @@ def _think(body: Fields) -> bool | str | None:
 
 
 def _format(body: Fields, limits: Limits) -> Mapping[str, Any] | None:
-    value = body.values.get("format")
+    value = body.any("format")
     if value in (None, ""):
         return None
     if value == "json":
@@ -312,15 +302,23 @@ def final_figures(reason: str, n_prompt: int, n_generated: int, timing: Timing) 
 def speculation(stats: RequestStats, policy: str, plain_tokens_per_second: float | None) -> dict[str, Any]:
     """Return what speculation did, for the last object's `dspark`."""
     return {
+        "n_reused": stats.n_reused,
         "n_rounds": stats.n_rounds,
         "n_drafted": stats.n_drafted,
         "n_scheduled": stats.n_scheduled,
         "n_accepted": stats.n_accepted,
         "accepted_length": round(stats.accepted_length, 3),
         "policy": policy,
+        "n_parked": stats.n_parked,
+        "n_probes": stats.n_probes,
+        "park_reason": stats.park_reason,
         "scheduled_per_position": list(stats.scheduled_per_position),
         "accepted_per_position": list(stats.accepted_per_position),
         "plain_tokens_per_second": plain_tokens_per_second,
+        "queue_ms": stats.queue_ms,
+        "draft_ms": stats.draft_ms,
+        "verify_ms": stats.verify_ms,
+        "host_ms": stats.host_ms,
     }
 
 

@@ -15,7 +15,7 @@ from dspark_cpp.server.fields import Fields
 from dspark_cpp.server.problems import BadRequestError
 from dspark_cpp.server.settings import Limits
 
-__all__ = ["Options", "read_options"]
+__all__ = ["Options", "read_n_ctx", "read_options"]
 
 _USED = {
     "draft_num_predict",
@@ -25,6 +25,7 @@ _USED = {
     "num_keep",
     "num_predict",
     "presence_penalty",
+    "repeat_last_n",
     "repeat_penalty",
     "seed",
     "stop",
@@ -38,18 +39,24 @@ _WITHOUT_EFFECT = {
     "logits_all",
     "low_vram",
     "main_gpu",
+    "mirostat",
+    "mirostat_eta",
+    "mirostat_tau",
     "num_batch",
     "num_gpu",
     "num_gqa",
     "num_thread",
     "numa",
     "penalize_newline",
-    "repeat_last_n",
+    "tfs_z",
+    "typical_p",
     "use_mlock",
     "use_mmap",
     "vocab_only",
 }
 _LONGEST_NAME = 40
+_CTX_RANGE = (2, 2**24)
+_WINDOWS = (0, -1)  # of penalties, as far as there are any here: none, and all of the text
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,18 +90,20 @@ def read_options(
     """
     own = {name: value for name, value in (given or {}).items() if value is not None}
     fields = Fields({**defaults, **own}, "options.")
-    n_predict = fields.integer("num_predict", -1)
-    assert n_predict is not None
-    n_ctx = fields.integer("num_ctx")
-    if n_ctx is not None and n_ctx < 2:
-        fields.refuse("num_ctx", "be at least 2")
+    n_predict = fields.integer("num_predict", -1) or -1  # 0 is no limit either, as in Ollama
     return Options(
         params=_params(fields, limits, logprobs),
-        max_tokens=None if n_predict < 0 else max(n_predict, 1),
-        n_ctx=n_ctx,
+        max_tokens=None if n_predict < 0 else n_predict,
+        n_ctx=fields.integer_within("num_ctx", *_CTX_RANGE),
         n_keep=fields.integer("num_keep", 4) or 0,
-        warnings=tuple(_warn(name) for name in (given or {}) if name not in _USED),
+        warnings=tuple(_warn(name) for name, value in own.items() if not _is_used(name, value)),
     )
+
+
+def read_n_ctx(body: Fields) -> int:
+    """Return the context that a request's `options` ask for; 0: whatever there is."""
+    options = body.object("options")
+    return 0 if options is None else options.integer_within("num_ctx", *_CTX_RANGE) or 0
 
 
 def _params(fields: Fields, limits: Limits, logprobs: int | None) -> SamplingParams:
@@ -125,6 +134,11 @@ def _probability(value: float | None) -> float:
     return max(value if value is not None else 0.9, 1e-6) if value != 1 else 1.0
 
 
+def _is_used(name: str, value: Any) -> bool:
+    return name in _USED and (name != "repeat_last_n" or value in _WINDOWS)
+
+
 def _warn(name: str) -> str:
-    what = "has no effect here" if name in _WITHOUT_EFFECT else "is unknown"
+    is_known = name in _WITHOUT_EFFECT or name in _USED
+    what = "has no effect here" if is_known else "is unknown"
     return f"option {name[:_LONGEST_NAME]!r} {what}"

@@ -6,7 +6,7 @@ import asyncio
 import json
 import math
 import time
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,19 +17,25 @@ from starlette.routing import Route
 from dspark_cpp.convert.gguf_file import GGUFFile
 from dspark_cpp.server import ollama_api
 from dspark_cpp.server.catalog import Entry
-from dspark_cpp.server.context import ServerContext
-from dspark_cpp.server.embeddings import embed_texts
+from dspark_cpp.server.context import Endpoint, ServerContext
+from dspark_cpp.server.embeddings import Embeddings, EmbedOptions, embed_texts, normalised
 from dspark_cpp.server.exchange import StreamReply, attended, body_chunks
 from dspark_cpp.server.fields import Fields
 from dspark_cpp.server.ollama_answers import answer
+from dspark_cpp.server.ollama_options import read_n_ctx
 from dspark_cpp.server.problems import BadRequestError, problem_of
-from dspark_cpp.server.settings import parse_duration
 from dspark_cpp.store import Modelfile, checked_digest, parse_modelfile
 from dspark_cpp.store.model_files import list_capabilities
 
 __all__ = ["ollama_routes"]
 
 API_VERSION = "0.13.0"  # the version of Ollama's API that is spoken here: clients compare it
+_NOT_CREATED = {
+    "quantize": "create from a file that is quantized already",
+    "quantization": "create from a file that is quantized already",
+    "adapters": "create from a file that the adapter is merged into",
+    "path": "send the files as blobs and name them in files",
+}
 _TOKENIZER_LISTS = (
     "tokenizer.ggml.tokens",
     "tokenizer.ggml.merges",
@@ -40,7 +46,7 @@ _TOKENIZER_LISTS = (
 
 def ollama_routes(context: ServerContext) -> list[Route]:
     """Return the routes of Ollama's dialect."""
-    table: list[tuple[str, Callable[[ServerContext, Request], Any], str]] = [
+    table: list[tuple[str, Endpoint, str]] = [
         ("/api/chat", partial(answer, is_chat=True), "POST"),
         ("/api/generate", partial(answer, is_chat=False), "POST"),
         ("/api/version", _version, "GET"),
@@ -56,15 +62,7 @@ def ollama_routes(context: ServerContext) -> list[Route]:
         ("/api/blobs/{digest}", _has_blob, "HEAD"),
         ("/api/blobs/{digest}", _put_blob, "POST"),
     ]
-    return [_route(context, path, endpoint, method) for path, endpoint, method in table]
-
-
-def _route(context: ServerContext, path: str, endpoint: Callable[..., Any], method: str) -> Route:
-    async def handle(request: Request) -> Response:
-        response: Response = await endpoint(context, request)
-        return response
-
-    return Route(path, handle, methods=[method])
+    return [context.route(path, endpoint, method) for path, endpoint, method in table]
 
 
 # ---- what there is ----
@@ -158,21 +156,11 @@ def _metadata(file: GGUFFile, is_verbose: bool) -> dict[str, Any]:
 async def _embed(context: ServerContext, request: Request) -> Response:
     begin = time.perf_counter_ns()
     body = await context.read(request)
-    texts = body.texts("input", context.config.limits.inputs)
-    keep_alive = parse_duration(body.values["keep_alive"]) if "keep_alive" in body else None
-    work = embed_texts(
-        context.pool,
-        _name_of(body),
-        texts,
-        dimensions=body.integer("dimensions"),
-        truncates=body.flag("truncate", True),
-        keep_alive=keep_alive,
-    )
-    found = await attended(request.receive, context.deadline(), work)
+    found = await _embedded(context, request, body, body.texts("input", context.config.limits.inputs))
     return JSONResponse(
         {
-            "model": body.text("model"),
-            "embeddings": found.vectors,
+            "model": _name_of(body),
+            "embeddings": [normalised(vector) for vector in found.vectors],
             "total_duration": time.perf_counter_ns() - begin,
             "load_duration": max(found.load_ns, 1),
             "prompt_eval_count": found.n_tokens,
@@ -181,11 +169,22 @@ async def _embed(context: ServerContext, request: Request) -> Response:
 
 
 async def _embed_one(context: ServerContext, request: Request) -> Response:
+    """Answer the older endpoint, whose vectors keep their length."""
     body = await context.read(request)
     text = body.text("prompt")
-    work = embed_texts(context.pool, _name_of(body), [text] if text else [])
-    found = await attended(request.receive, context.deadline(), work)
+    found = await _embedded(context, request, body, [text] if text else [])
     return JSONResponse({"embedding": found.vectors[0] if found.vectors else []})
+
+
+async def _embedded(context: ServerContext, request: Request, body: Fields, texts: Sequence[str]) -> Embeddings:
+    options = EmbedOptions(
+        dimensions=body.integer("dimensions"),
+        truncates=body.flag("truncate", True),
+        keep_alive=ollama_api.read_keep_alive(body),
+        n_ctx=read_n_ctx(body),
+    )
+    work = embed_texts(context.pool, _name_of(body), texts, options)
+    return await attended(request.receive, context.deadline(), work)
 
 
 # ---- the store ----
@@ -216,6 +215,9 @@ async def _create(context: ServerContext, request: Request) -> Response:
 
 def _create_arguments(body: Fields) -> dict[str, Any]:
     """Return what `Store.create` takes; never a path: those of a Modelfile name models here."""
+    for name, advice in _NOT_CREATED.items():
+        if name in body:
+            raise BadRequestError(f"{name} is not supported: {advice}", param=name)
     recipe = parse_modelfile(body.text("modelfile")) if body.text("modelfile") else Modelfile(source="")
     if recipe.draft is not None:
         raise BadRequestError("a drafter must be sent as a blob and named in draft_files")

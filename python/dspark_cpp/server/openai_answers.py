@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -13,14 +14,14 @@ from typing import Any
 from starlette.requests import Request
 
 from dspark_cpp.chat import TokenLogprob
-from dspark_cpp.server import openai_api
+from dspark_cpp.server import openai_objects
 from dspark_cpp.server.catalog import Entry
 from dspark_cpp.server.context import ServerContext, token_bytes
 from dspark_cpp.server.generation import Generation
 from dspark_cpp.server.loaded_model import LoadedModel
 from dspark_cpp.server.openai_api import Call
-from dspark_cpp.server.prompts import Job, prepare
-from dspark_cpp.server.requests import GenerationRequest, Piece, ToolCall
+from dspark_cpp.server.prompts import Job, checked_tokens, prepare
+from dspark_cpp.server.requests import GenerationRequest, Piece
 
 __all__ = ["Answer"]
 
@@ -48,9 +49,10 @@ class Answer:
         self._is_chat = is_chat
         kind = "chat.completion" if is_chat else "text_completion"
         self._kind = f"{kind}.chunk" if is_chat and call.stream else kind
-        self._id = openai_api.new_id("chatcmpl" if is_chat else "cmpl")
+        self._id = openai_objects.new_id("chatcmpl" if is_chat else "cmpl")
         self._created = int(time.time())
         self._offsets: dict[int, int] = {}
+        self._echoes: list[str] = []  # what each prompt's answers begin with
 
     async def chunks(self) -> AsyncGenerator[dict[str, Any]]:
         """Yield the stream's chunks in order: of every choice the role, its deltas, its end; then the usage."""
@@ -71,15 +73,19 @@ class Answer:
             async with aclosing(self._merged(generations)) as pieces:
                 async for index, piece in pieces:
                     found[index].append(piece)
-            choices = [self._choice(model, index, found[index]) for index in found]
+            shown = [one for group in self._groups(found) for one in self._likeliest(group)]
+            choices = [self._choice(model, index, pieces) for index, pieces in enumerate(shown)]
             figures = self._timings(generations[0])
             return self._head() | {"choices": choices, "usage": self._usage(generations), "timings": figures}
 
     # ---- running ----
 
     async def _start(self, model: LoadedModel) -> list[Generation]:
+        self._echoes = [_text_of(model, one) if self._call.echo else "" for one in self._call.requests]
         jobs = [await prepare(model, self._with_recipe(one)) for one in self._call.requests]
-        return [Generation(model, _with_own_seed(job, choice)) for job in jobs for choice in range(self._call.n)]
+        if self._call.best_of > self._call.n:
+            jobs = [_with_logprobs(job) for job in jobs]
+        return [Generation(model, _with_own_seed(job, choice)) for job in jobs for choice in range(self._call.best_of)]
 
     def _with_recipe(self, request: GenerationRequest) -> GenerationRequest:
         if request.chat is None:
@@ -119,6 +125,15 @@ class Answer:
                 with contextlib.suppress(asyncio.CancelledError):
                     await task
 
+    def _groups(self, found: Mapping[int, Sequence[Piece]]) -> list[list[Sequence[Piece]]]:
+        """Answers by prompt."""
+        n = self._call.best_of
+        return [[found[i] for i in range(begin, begin + n)] for begin in range(0, len(found), n)]
+
+    def _likeliest(self, answers: Sequence[Sequence[Piece]]) -> Sequence[Sequence[Piece]]:
+        """Return the `n` answers with the largest log-probability per token."""
+        return answers if len(answers) == self._call.n else sorted(answers, key=_likelihood)[-self._call.n :][::-1]
+
     # ---- layout ----
 
     def _head(self) -> dict[str, Any]:
@@ -142,7 +157,7 @@ class Answer:
             chunks.append(self._chunk(index, part))
         if piece.is_last:
             end: dict[str, Any] = {"delta": {}} if self._is_chat else {"text": ""}
-            last = self._chunk(index, end, openai_api.finish_reason(piece.finish_reason))
+            last = self._chunk(index, end, openai_objects.finish_reason(piece.finish_reason))
             chunks.append(last | {"timings": self._timings(generation)})
         if self._call.include_usage:
             chunks = [chunk | {"usage": None} for chunk in chunks]
@@ -156,14 +171,14 @@ class Answer:
     def _part(self, model: LoadedModel, index: int, piece: Piece, is_first: bool) -> dict[str, Any] | None:
         """Return what one piece adds, None if nothing can be seen of it."""
         if self._is_chat:
-            delta = openai_api.delta(piece)
+            delta = openai_objects.delta(piece)
             part: dict[str, Any] = {"delta": delta}
             is_empty = not delta
         else:
-            text = (self._call.echo if is_first else "") + piece.content
+            text = (self._echo(index) if is_first else "") + piece.content
             part, is_empty = {"text": text}, not text
         logprobs = self._logprobs(model, index, piece.logprobs)
-        self._offsets[index] = self._offsets.get(index, len(self._call.echo)) + len(piece.content)
+        self._offsets[index] = self._offsets.get(index, 0) + len(piece.content)
         return None if is_empty and logprobs is None else part | {"logprobs": logprobs}
 
     def _logprobs(self, model: LoadedModel, index: int, entries: Sequence[TokenLogprob]) -> dict[str, Any] | None:
@@ -171,51 +186,34 @@ class Answer:
             return None
         texts = token_bytes(model, entries)
         if self._is_chat:
-            return openai_api.chat_logprobs(entries, texts, self._call.logprobs)
-        offset = self._offsets.get(index, len(self._call.echo))
-        return openai_api.completion_logprobs(entries, texts, self._call.logprobs, offset)
+            return openai_objects.chat_logprobs(entries, texts, self._call.logprobs)
+        return openai_objects.completion_logprobs(entries, texts, self._call.logprobs, self._offsets.get(index, 0))
+
+    def _echo(self, index: int) -> str:
+        return self._echoes[index // self._call.n]
 
     def _choice(self, model: LoadedModel, index: int, pieces: Sequence[Piece]) -> dict[str, Any]:
-        content = "".join(piece.content for piece in pieces)
         logprobs = self._logprobs(model, index, [entry for piece in pieces for entry in piece.logprobs])
-        reason = openai_api.finish_reason(pieces[-1].finish_reason)
+        reason = openai_objects.finish_reason(pieces[-1].finish_reason)
         if not self._is_chat:
-            text = self._call.echo + content
+            text = self._echo(index) + "".join(piece.content for piece in pieces)
             return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
-        message = _message(content, pieces)
+        message = openai_objects.whole_message(pieces)
         return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": reason}
 
     def _usage(self, generations: Sequence[Generation]) -> dict[str, Any]:
-        n_prompt = sum(len(one.job.prompt) for one in generations[:: self._call.n])
         stats = [one.last.stats for one in generations if one.last is not None]
-        return openai_api.usage(n_prompt, sum(one.n_generated for one in generations), stats)
+        first = generations[:: self._call.best_of]  # the others find their prompt in the cache
+        n_prompt = sum(len(one.job.prompt) for one in first)
+        n_cached = sum(one.last.stats.n_reused for one in first if one.last is not None)
+        return openai_objects.usage(n_prompt, n_cached, sum(one.n_generated for one in generations), stats)
 
     @staticmethod
     def _timings(generation: Generation) -> dict[str, Any]:
         assert generation.last is not None
-        return openai_api.timings(
+        return openai_objects.timings(
             generation.last.stats, generation.n_generated, generation.prompt_ns, generation.decode_ns
         )
-
-
-def _message(content: str, pieces: Sequence[Piece]) -> dict[str, Any]:
-    message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
-    if thinking := "".join(piece.thinking for piece in pieces):
-        message["reasoning_content"] = thinking
-    if calls := _whole_calls([call for piece in pieces for call in piece.tool_calls]):
-        message["tool_calls"] = calls
-        message["content"] = content or None
-    return message
-
-
-def _whole_calls(parts: Sequence[ToolCall]) -> list[dict[str, Any]]:
-    whole: dict[int, dict[str, Any]] = {}
-    for part in parts:
-        call = whole.setdefault(
-            part.index, {"id": part.id, "type": "function", "function": {"name": part.name, "arguments": ""}}
-        )
-        call["function"]["arguments"] += part.arguments
-    return [call for _, call in sorted(whole.items())]
 
 
 def _with_own_seed(job: Job, choice: int) -> Job:
@@ -223,3 +221,21 @@ def _with_own_seed(job: Job, choice: int) -> Job:
     if choice == 0 or job.params.seed is None:
         return job
     return replace(job, params=replace(job.params, seed=(job.params.seed + choice) % 2**64))
+
+
+def _with_logprobs(job: Job) -> Job:
+    return job if job.params.logprobs is not None else replace(job, params=replace(job.params, logprobs=0))
+
+
+def _likelihood(pieces: Sequence[Piece]) -> float:
+    """Log-probability per token; an answer without tokens is the least likely."""
+    entries = [entry.logprob for piece in pieces for entry in piece.logprobs]
+    return sum(entries) / len(entries) if entries else -math.inf
+
+
+def _text_of(model: LoadedModel, request: GenerationRequest) -> str:
+    """Return the prompt of a completion as text."""
+    if request.tokens is None:
+        return request.text or ""
+    tokens = checked_tokens(model, request.tokens)
+    return b"".join(model.llm.model.token_to_piece(token, True) for token in tokens).decode("utf-8", "replace")

@@ -1,43 +1,26 @@
-"""OpenAI's dialect: JSON bodies to requests, answers to JSON. Pure: no models, no I/O."""
+"""OpenAI's dialect: JSON bodies to requests. Pure: no models, no I/O."""
 
 from __future__ import annotations
 
 import json
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dspark_cpp.chat import RequestStats, TokenLogprob
 from dspark_cpp.config import SamplingParams
-from dspark_cpp.server.fields import Fields, check_schema
-from dspark_cpp.server.problems import BadRequestError, Problem
-from dspark_cpp.server.requests import ChatRequest, GenerationRequest, Piece, ToolCall
+from dspark_cpp.server.fields import Fields, check_schema, read_tool
+from dspark_cpp.server.problems import BadRequestError
+from dspark_cpp.server.requests import ChatRequest, GenerationRequest
 from dspark_cpp.server.settings import Limits
 
-__all__ = [
-    "Call",
-    "chat_logprobs",
-    "completion_logprobs",
-    "delta",
-    "error_body",
-    "finish_reason",
-    "new_id",
-    "read_chat",
-    "read_completion",
-    "timings",
-    "usage",
-]
+__all__ = ["FOR_THE_SERVICE", "Call", "model_name", "read_chat", "read_completion"]
 
+# Fields about OpenAI's own service: accounts, storage, prices. Nothing is lost when they are ignored.
+FOR_THE_SERVICE = frozenset(
+    {"metadata", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "service_tier", "store", "user"}
+)
 _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
-_MAX_TOP_LOGPROBS = 20
-_MAX_CHOICES = 8
-_ERROR_TYPES = {
-    400: "invalid_request_error",
-    401: "authentication_error",
-    403: "permission_error",
-    404: "not_found_error",
-}
+_OLD_FIELDS = {"functions": "tools", "function_call": "tool_choice"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,20 +30,23 @@ class Call:
     Attributes
     ----------
     requests
-        One generation per prompt, before each is repeated `n` times.
+        One generation per prompt.
+    n, best_of
+        Answers to each prompt that are shown, and that are generated: the likeliest ones are shown.
     logprobs
         How many alternatives to show beside the chosen token; None: no log-probabilities.
     echo
-        Show the prompt before the completion (text only).
+        Show the prompt before the completion.
     """
 
     model: str
     requests: Sequence[GenerationRequest]
     n: int
+    best_of: int
     stream: bool
     include_usage: bool
     logprobs: int | None
-    echo: str = ""
+    echo: bool = False
 
 
 # ---- requests ----
@@ -74,33 +60,37 @@ def read_chat(body: Fields, limits: Limits, defaults: Mapping[str, Any]) -> Call
     BadRequestError
         If a field is wrong.
     """
-    top = body.integer("top_logprobs", 0) or 0
-    if not 0 <= top <= _MAX_TOP_LOGPROBS:
-        body.refuse("top_logprobs", f"be between 0 and {_MAX_TOP_LOGPROBS}")
+    for old, new in _OLD_FIELDS.items():
+        if old in body:
+            raise BadRequestError(f"{old} is not supported: send {new} instead", param=old)
+    top = body.integer_within("top_logprobs", 0, limits.top_logprobs) or 0
     logprobs = top if body.flag("logprobs") else None
     if top and logprobs is None:
         raise BadRequestError("top_logprobs must come with logprobs", param="top_logprobs")
     tool_choice, tools = _tools(body, limits)
+    effort = body.text("reasoning_effort")
     chat = ChatRequest(
         messages=_messages(body, limits),
         tools=tools,
         tool_choice=tool_choice,
         parallel_tool_calls=body.flag("parallel_tool_calls") if "parallel_tool_calls" in body else None,
         json_schema=_response_schema(body, limits),
-        think=_think(body),
+        think=False if effort == "none" else None,
+        effort="" if effort == "none" else effort,
     )
     max_tokens = body.integer("max_completion_tokens", body.integer("max_tokens", _default_length(defaults)))
     request = GenerationRequest(
         params=_params(body, limits, defaults, logprobs), max_tokens=_positive(body, max_tokens), chat=chat
     )
-    return _call(body, [request], logprobs)
+    return _call(body, limits, [request], logprobs)
 
 
 def read_completion(body: Fields, limits: Limits, defaults: Mapping[str, Any]) -> Call:
     """Read a body of `/v1/completions`; raises as `read_chat`."""
-    logprobs = body.integer("logprobs")
-    if logprobs is not None and not 0 <= logprobs <= _MAX_TOP_LOGPROBS:
-        body.refuse("logprobs", f"be between 0 and {_MAX_TOP_LOGPROBS}")
+    logprobs = body.integer_within("logprobs", 0, limits.top_logprobs)
+    echo = body.flag("echo")
+    if echo and logprobs is not None:
+        raise BadRequestError("echo must come without logprobs: those of a prompt are not computed", param="echo")
     max_tokens = body.integer("max_tokens", _default_length(defaults) or 16)
     common: dict[str, Any] = {
         "params": _params(body, limits, defaults, logprobs),
@@ -108,13 +98,12 @@ def read_completion(body: Fields, limits: Limits, defaults: Mapping[str, Any]) -
         "suffix": body.text("suffix"),
         "json_schema": _response_schema(body, limits),
     }
-    prompts = _prompts(body, limits)
     requests = [
         GenerationRequest(**common, **({"text": prompt} if isinstance(prompt, str) else {"tokens": prompt}))
-        for prompt in prompts
+        for prompt in _prompts(body, limits)
     ]
-    echo = prompts[0] if body.flag("echo") and isinstance(prompts[0], str) else ""
-    return _call(body, requests, logprobs, echo)
+    best_of = body.integer_within("best_of", 1, limits.choices)
+    return _call(body, limits, requests, logprobs, best_of=best_of, echo=echo)
 
 
 def model_name(body: Fields) -> str:
@@ -125,16 +114,28 @@ def model_name(body: Fields) -> str:
     return name
 
 
-def _call(body: Fields, requests: Sequence[GenerationRequest], logprobs: int | None, echo: str = "") -> Call:
-    n = body.integer("n", 1) or 1
-    if not 1 <= n <= _MAX_CHOICES:
-        body.refuse("n", f"be between 1 and {_MAX_CHOICES}")
+def _call(
+    body: Fields,
+    limits: Limits,
+    requests: Sequence[GenerationRequest],
+    logprobs: int | None,
+    *,
+    best_of: int | None = None,
+    echo: bool = False,
+) -> Call:
+    n = body.integer_within("n", 1, limits.choices) or 1
+    stream = body.flag("stream")
+    if best_of is not None and (best_of < n or (stream and best_of > n)):
+        body.refuse("best_of", f"be {n} as n in a stream" if stream else f"be at least n = {n}")
     stream_options = body.object("stream_options")
+    if stream_options is not None and not stream:
+        raise BadRequestError("stream_options must come with stream", param="stream_options")
     return Call(
         model=model_name(body),
         requests=requests,
         n=n,
-        stream=body.flag("stream"),
+        best_of=best_of or n,
+        stream=stream,
         include_usage=stream_options is not None and stream_options.flag("include_usage"),
         logprobs=logprobs,
         echo=echo,
@@ -144,7 +145,7 @@ def _call(body: Fields, requests: Sequence[GenerationRequest], logprobs: int | N
 def _params(body: Fields, limits: Limits, defaults: Mapping[str, Any], logprobs: int | None) -> SamplingParams:
     own = Fields(defaults)
     seed = body.integer("seed", own.integer("seed"))
-    draft = own.integer("draft_num_predict", -1)
+    draft = body.integer("draft_num_predict", own.integer("draft_num_predict", -1))
     values: dict[str, Any] = {
         "temperature": body.number("temperature", own.number("temperature", 1.0)),
         "top_p": max(body.number("top_p", own.number("top_p", 1.0)) or 0.0, 1e-6),
@@ -189,13 +190,6 @@ def _positive(body: Fields, max_tokens: int | None) -> int | None:
     return None if max_tokens is None else min(max_tokens, 2**31 - 1)
 
 
-def _think(body: Fields) -> bool | str | None:
-    effort = body.text("reasoning_effort")
-    if not effort:
-        return None
-    return False if effort == "none" else None  # the rest is a wish that templates without thinking may ignore
-
-
 def _response_schema(body: Fields, limits: Limits) -> Mapping[str, Any] | None:
     wanted = body.object("response_format")
     kind = "text" if wanted is None else wanted.text("type", "text")
@@ -236,7 +230,7 @@ def _message(message: Fields, limits: Limits) -> dict[str, Any]:
 
 
 def _content(message: Fields, limits: Limits) -> str:
-    value = message.values.get("content")
+    value = message.any("content")
     if not isinstance(value, list):
         return message.text("content")
     return "".join(_part(part) for part in message.objects("content", limits.messages))
@@ -263,8 +257,8 @@ def _call_of_message(call: Fields) -> dict[str, Any]:
 
 
 def _tools(body: Fields, limits: Limits) -> tuple[str, list[dict[str, Any]]]:
-    tools = [_tool(tool, limits) for tool in body.objects("tools", limits.tools)]
-    choice = body.values.get("tool_choice")
+    tools = [read_tool(tool, limits) for tool in body.objects("tools", limits.tools)]
+    choice = body.any("tool_choice")
     if choice in (None, "auto", "none", "required"):
         choice = choice or "auto"
         if choice == "required" and not tools:
@@ -280,23 +274,9 @@ def _tools(body: Fields, limits: Limits) -> tuple[str, list[dict[str, Any]]]:
     return "required", chosen
 
 
-def _tool(tool: Fields, limits: Limits) -> dict[str, Any]:
-    function = tool.object("function")
-    if function is None or not function.text("name"):
-        tool.refuse("function", "be an object with a name")
-    parameters = function.object("parameters")
-    schema = dict(parameters.values) if parameters else {"type": "object", "properties": {}}
-    check_schema("tools", schema, limits)
-    description = function.text("description")
-    return {
-        "type": "function",
-        "function": {"name": function.text("name"), "description": description, "parameters": schema},
-    }
-
-
 def _prompts(body: Fields, limits: Limits) -> list[str | list[int]]:
     """Return the prompts; each is a text, or token ids."""
-    value = body.values.get("prompt")
+    value = body.any("prompt")
     if value is None:
         raise BadRequestError("prompt must be given", param="prompt")
     if isinstance(value, str):
@@ -309,106 +289,3 @@ def _prompts(body: Fields, limits: Limits) -> list[str | list[int]]:
     if not all(isinstance(item, str) or all(isinstance(token, int) for token in item) for item in items):
         raise BadRequestError("prompt must hold token ids", param="prompt")
     return items
-
-
-# ---- answers ----
-
-
-def new_id(kind: str) -> str:
-    """Return an id such as `chatcmpl-...`."""
-    return f"{kind}-{secrets.token_hex(12)}"
-
-
-def finish_reason(reason: str | None) -> str | None:
-    """Return OpenAI's word for how an answer ended."""
-    return {"context_full": "length", "cancelled": "stop"}.get(reason, reason) if reason else None
-
-
-def delta(piece: Piece) -> dict[str, Any]:
-    """Return what a piece adds to the message."""
-    found: dict[str, Any] = {}
-    if piece.content:
-        found["content"] = piece.content
-    if piece.thinking:
-        found["reasoning_content"] = piece.thinking
-    if piece.tool_calls:
-        found["tool_calls"] = [_call_delta(call) for call in piece.tool_calls]
-    return found
-
-
-def _call_delta(call: ToolCall) -> dict[str, Any]:
-    if not call.name:
-        return {"index": call.index, "function": {"arguments": call.arguments}}
-    function = {"name": call.name, "arguments": call.arguments}
-    return {"index": call.index, "id": call.id, "type": "function", "function": function}
-
-
-def usage(n_prompt: int, n_generated: int, stats: Sequence[RequestStats]) -> dict[str, Any]:
-    """Return counts; drafted tokens as OpenAI counts predictions."""
-    n_accepted = sum(one.n_accepted for one in stats)
-    return {
-        "prompt_tokens": n_prompt,
-        "completion_tokens": n_generated,
-        "total_tokens": n_prompt + n_generated,
-        "completion_tokens_details": {
-            "accepted_prediction_tokens": n_accepted,
-            "rejected_prediction_tokens": sum(one.n_scheduled for one in stats) - n_accepted,
-            "reasoning_tokens": 0,
-        },
-    }
-
-
-def timings(stats: RequestStats, n_generated: int, prompt_ns: int, decode_ns: int) -> dict[str, Any]:
-    """Return speed and acceptance, by the names of llama.cpp's server."""
-    return {
-        "prompt_n": stats.n_prompt,
-        "prompt_ms": prompt_ns / 1e6,
-        "predicted_n": n_generated,
-        "predicted_ms": decode_ns / 1e6,
-        "predicted_per_second": max(n_generated - 1, 0) * 1e9 / decode_ns,
-        "draft_n": stats.n_scheduled,
-        "draft_n_accepted": stats.n_accepted,
-        "n_rounds": stats.n_rounds,
-        "accepted_length": round(stats.accepted_length, 3),
-        "draft_ms": stats.draft_ms,
-        "verify_ms": stats.verify_ms,
-        "host_ms": stats.host_ms,
-    }
-
-
-def chat_logprobs(entries: Sequence[TokenLogprob], texts: Mapping[int, bytes], n_top: int) -> dict[str, Any]:
-    """Return log-probabilities of a chat's tokens."""
-
-    def item(token: int, logprob: float) -> dict[str, Any]:
-        return {"token": texts[token].decode("utf-8", "replace"), "logprob": logprob, "bytes": list(texts[token])}
-
-    content = [
-        item(entry.token_id, entry.logprob)
-        | {"top_logprobs": [item(token, logprob) for token, logprob in entry.top[:n_top]]}
-        for entry in entries
-    ]
-    return {"content": content, "refusal": None}
-
-
-def completion_logprobs(
-    entries: Sequence[TokenLogprob], texts: Mapping[int, bytes], n_top: int, offset: int
-) -> dict[str, Any]:
-    """Return log-probabilities of a completion's tokens; `offset`: characters before the first of them."""
-    tokens = [texts[entry.token_id].decode("utf-8", "replace") for entry in entries]
-    offsets = [offset + sum(map(len, tokens[:i])) for i in range(len(tokens))]
-    best = [
-        {texts[token].decode("utf-8", "replace"): logprob for token, logprob in reversed(entry.top[:n_top])}
-        for entry in entries
-    ]
-    return {
-        "tokens": tokens,
-        "token_logprobs": [entry.logprob for entry in entries],
-        "top_logprobs": best if n_top else None,
-        "text_offset": offsets,
-    }
-
-
-def error_body(problem: Problem) -> dict[str, Any]:
-    """Return an error in OpenAI's shape."""
-    kind = _ERROR_TYPES.get(problem.status, "invalid_request_error" if problem.status < 500 else "server_error")
-    return {"error": {"message": problem.message, "type": kind, "param": problem.param, "code": problem.code}}

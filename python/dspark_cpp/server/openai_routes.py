@@ -8,7 +8,7 @@ import json
 import logging
 import struct
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from functools import partial
 from typing import Any
@@ -17,10 +17,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from dspark_cpp.server import openai_api
+from dspark_cpp.server import openai_api, openai_objects
 from dspark_cpp.server.catalog import Entry
-from dspark_cpp.server.context import ServerContext
-from dspark_cpp.server.embeddings import embed_texts
+from dspark_cpp.server.context import Endpoint, ServerContext
+from dspark_cpp.server.embeddings import EmbedOptions, embed_texts, normalised
 from dspark_cpp.server.exchange import StreamReply, attended
 from dspark_cpp.server.fields import Fields
 from dspark_cpp.server.openai_answers import Answer
@@ -33,22 +33,14 @@ _log = logging.getLogger(__name__)
 
 def openai_routes(context: ServerContext) -> list[Route]:
     """Return the routes of OpenAI's dialect."""
-    table: list[tuple[str, Callable[[ServerContext, Request], Any], str]] = [
+    table: list[tuple[str, Endpoint, str]] = [
         ("/v1/chat/completions", partial(_complete, is_chat=True), "POST"),
         ("/v1/completions", partial(_complete, is_chat=False), "POST"),
         ("/v1/embeddings", _embed, "POST"),
         ("/v1/models", _models, "GET"),
         ("/v1/models/{name:path}", _model, "GET"),
     ]
-
-    def route(path: str, endpoint: Callable[..., Any], method: str) -> Route:
-        async def handle(request: Request) -> Response:
-            response: Response = await endpoint(context, request)
-            return response
-
-        return Route(path, handle, methods=[method])
-
-    return [route(*row) for row in table]
+    return [context.route(path, endpoint, method, openai_api.FOR_THE_SERVICE) for path, endpoint, method in table]
 
 
 async def _complete(context: ServerContext, request: Request, *, is_chat: bool) -> Response:
@@ -62,7 +54,7 @@ async def _complete(context: ServerContext, request: Request, *, is_chat: bool) 
         return JSONResponse(await attended(request.receive, deadline, answer.whole()))
     chunks = answer.chunks()
     first = await attended(request.receive, deadline, anext(chunks))
-    last_word = _event(openai_api.error_body(deadline.problem))
+    last_word = _event(openai_objects.error_body(deadline.problem))
     return StreamReply(_events(first, chunks), "text/event-stream", deadline, last_word, {"Cache-Control": "no-cache"})
 
 
@@ -77,7 +69,7 @@ async def _events(first: dict[str, Any], rest: AsyncGenerator[dict[str, Any]]) -
             problem = problem_of(error)
             if problem.status == 500:
                 _log.exception("cannot go on with an answer")
-            yield _event(openai_api.error_body(problem))
+            yield _event(openai_objects.error_body(problem))
 
 
 def _event(found: dict[str, Any]) -> bytes:
@@ -89,16 +81,13 @@ async def _embed(context: ServerContext, request: Request) -> Response:
     form = body.text("encoding_format", "float")
     if form not in ("float", "base64"):
         body.refuse("encoding_format", "be float or base64")
-    work = embed_texts(
-        context.pool,
-        openai_api.model_name(body),
-        _inputs(body, context.config.limits.inputs),
-        dimensions=body.integer("dimensions"),
-    )
+    inputs = _inputs(body, context.config.limits.inputs)
+    options = EmbedOptions(dimensions=body.integer("dimensions"))
+    work = embed_texts(context.pool, openai_api.model_name(body), inputs, options)
     found = await attended(request.receive, context.deadline(), work)
     encode = _to_base64 if form == "base64" else list
     data = [
-        {"object": "embedding", "index": index, "embedding": encode(vector)}
+        {"object": "embedding", "index": index, "embedding": encode(normalised(vector))}
         for index, vector in enumerate(found.vectors)
     ]
     usage = {"prompt_tokens": found.n_tokens, "total_tokens": found.n_tokens}
@@ -106,7 +95,7 @@ async def _embed(context: ServerContext, request: Request) -> Response:
 
 
 def _inputs(body: Fields, limit: int) -> list[str | list[int]]:
-    value = body.values.get("input")
+    value = body.any("input")
     if isinstance(value, str):
         inputs: list[Any] = [value]
     else:

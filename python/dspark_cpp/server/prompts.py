@@ -18,7 +18,7 @@ from dspark_cpp.server.loaded_model import LoadedModel
 from dspark_cpp.server.problems import BadRequestError
 from dspark_cpp.server.requests import ChatRequest, GenerationRequest
 
-__all__ = ["Job", "prepare"]
+__all__ = ["Job", "checked_tokens", "prepare"]
 
 _FIM = {"pre": ("fim_pre", "prefix"), "suf": ("fim_suf", "suffix"), "mid": ("fim_mid", "middle")}
 
@@ -140,8 +140,8 @@ def _template_input(chat: ChatRequest) -> dict[str, Any]:
             request["parallel_tool_calls"] = chat.parallel_tool_calls
     if chat.json_schema is not None:
         request["json_schema"] = dict(chat.json_schema)
-    if isinstance(chat.think, str):
-        request["template_kwargs"] = {"reasoning_effort": chat.think}
+    if chat.effort:
+        request["template_kwargs"] = {"reasoning_effort": chat.effort}
     if chat.messages[-1]["role"] == "assistant" and not chat.messages[-1].get("tool_calls"):
         request["continue_final_message"] = True  # an answer begun by the client goes on
     return request
@@ -192,9 +192,9 @@ async def _prepare_text(model: LoadedModel, request: GenerationRequest, limit: i
 
 
 def _text_tokens(model: LoadedModel, request: GenerationRequest) -> list[int]:
-    context = _checked_tokens(model, request.context)
+    context = checked_tokens(model, request.context)
     if request.tokens is not None:
-        return context + _checked_tokens(model, request.tokens)
+        return context + checked_tokens(model, request.tokens)
     text = request.text or ""
     if request.suffix:
         return context + _fill_in_middle(model, text, request.suffix)
@@ -221,7 +221,14 @@ def _fim_token(model: LoadedModel, names: Sequence[str]) -> int:
     return int(found) if 0 <= int(found) < model.llm.model.n_vocab else -1
 
 
-def _checked_tokens(model: LoadedModel, tokens: Sequence[int]) -> list[int]:
+def checked_tokens(model: LoadedModel, tokens: Sequence[int]) -> list[int]:
+    """Return token ids as a list.
+
+    Raises
+    ------
+    BadRequestError
+        If one is none of the model's.
+    """
     n_vocab = model.llm.model.n_vocab
     for token in tokens:
         if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < n_vocab:

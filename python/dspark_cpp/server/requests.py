@@ -22,6 +22,8 @@ class ChatRequest:
     ----------
     think
         None: as the template does by itself.
+    effort
+        "low", "medium", "high": how much, for templates that ask; empty: theirs to say.
     """
 
     messages: Sequence[Mapping[str, Any]]
@@ -29,7 +31,8 @@ class ChatRequest:
     tool_choice: ToolChoice = "auto"
     parallel_tool_calls: bool | None = None
     json_schema: Mapping[str, Any] | None = None
-    think: bool | str | None = None
+    think: bool | None = None
+    effort: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

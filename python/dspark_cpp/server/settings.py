@@ -28,6 +28,8 @@ class Limits:
         Deepest nesting of a body, and of a JSON schema in it; most values in a schema.
     messages, tools, images, stops, inputs
         Most messages, tools, images of one request, stop strings, texts to embed.
+    choices, top_logprobs
+        Most answers to one prompt, alternatives shown beside a token.
     body_seconds, header_seconds
         Longest wait for the next bytes of a body, for the header of a request.
     """
@@ -42,6 +44,8 @@ class Limits:
     images: int = 16
     stops: int = 32
     inputs: int = 2048
+    choices: int = 8
+    top_logprobs: int = 20
     body_seconds: float = 30.0
     header_seconds: float = 15.0
 
