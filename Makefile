@@ -8,7 +8,7 @@ export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 CXX_SOURCES = $(shell find csrc tests/cpp -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo test check bench dev build sanitize stubtest clean
+.PHONY: demo test check bench dev build sanitize emulate stubtest clean
 
 demo: build
 	$(BIN)/dspark demo
@@ -26,6 +26,16 @@ bench: build
 	$(BIN)/python tools/bench_demo.py
 
 dev: build
+
+# The ARM kernels: cross-compiled, tested under an emulator. Apart from `check`: it installs a compiler.
+emulate: $(VENV)/.deps
+	@command -v aarch64-linux-gnu-g++ >/dev/null && command -v qemu-aarch64 >/dev/null || \
+	    { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+	    { apt-get update -qq && apt-get install -y -qq g++-aarch64-linux-gnu qemu-user; } >/dev/null 2>&1; } || \
+	    { echo "cannot emulate: g++-aarch64-linux-gnu and qemu-user are not installed, and apt-get as root is not possible"; exit 1; }
+	$(BIN)/cmake --preset emulate -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja >/dev/null
+	$(BIN)/cmake --build --preset emulate
+	$(BIN)/ctest --preset emulate
 
 stubtest: build
 	$(BIN)/python -m mypy.stubtest dspark_cpp._core --ignore-disjoint-bases --allowlist tools/stubtest_allowlist.txt --mypy-config-file pyproject.toml

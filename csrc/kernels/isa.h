@@ -15,8 +15,16 @@ struct Isa {
     void (*multiply)(const Product& product, int64_t begin, const Columns& columns, int64_t first, int64_t last);
 };
 
-// nullptr: not compiled for this architecture, or the processor lacks it.
+// nullptr: the processor lacks it. Each exists in builds for its architecture only.
 [[nodiscard]] const Isa* find_avx2();
+[[nodiscard]] const Isa* find_neon_dotprod();
+[[nodiscard]] const Isa* find_neon_i8mm();
+
+// What this processor has, the best first.
+[[nodiscard]] const std::vector<const Isa*>& available_isas();
+
+// This thread's share of the product by one instruction set; what multiply() does with the best one.
+[[nodiscard]] bool multiply_with(const Isa& isa, const Product& product);
 
 // Outputs that one pass of the inner loop computes: threads share the work in multiples of it.
 inline constexpr int64_t kStripOutputs = 8;

@@ -38,6 +38,6 @@ void set_enabled(bool enabled);
 [[nodiscard]] bool is_enabled();
 
 [[nodiscard]] bool covers(WeightType type);       // on this machine
-[[nodiscard]] std::string_view instruction_set(); // avx2; none: nothing is covered
+[[nodiscard]] std::string_view instruction_set(); // avx2, neon i8mm, ..; none: nothing is covered
 
 } // namespace dspark::kernels
