@@ -10,11 +10,21 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
 TYPES = _core.kernel_types()
+QUANTIZED = [name for name in TYPES if name not in ("f16", "bf16")]
 ROWS = range(1, 17)
 # Offsets of the f16 scales in a block: random bytes there would be infinities and NaN.
 SCALE_OFFSETS = {"q4_K": (0, 2), "q5_K": (0, 2), "q6_K": (208,)}
 
 pytestmark = pytest.mark.skipif(not TYPES, reason="no kernels for this processor: ggml's run")
+
+
+@pytest.fixture(params=_core.kernel_instruction_sets(), autouse=True)
+def isa(request):
+    """Every test runs once with each instruction set that this processor has."""
+    before = _core.kernel_instruction_set()
+    _core.set_kernel_instruction_set(request.param)
+    yield request.param
+    _core.set_kernel_instruction_set(before)
 
 
 def block_of(type_name: str) -> tuple[int, int]:
@@ -23,6 +33,8 @@ def block_of(type_name: str) -> tuple[int, int]:
 
 def crafted_rows(rng, type_name: str, n_outputs: int, n_values: int, scale: float | None, fill: int | None = None):
     """Blocks of random (or one) bytes with f16 scales of the given size, signs random; None: any finite half."""
+    if type_name in ("f16", "bf16"):
+        return crafted_floats(rng, type_name, n_outputs, n_values, scale, fill)
     n_weights, n_bytes = block_of(type_name)
     blocks = rng.integers(0, 256, (n_outputs, n_values // n_weights, n_bytes), np.uint8)
     if fill is not None:
@@ -35,6 +47,16 @@ def crafted_rows(rng, type_name: str, n_outputs: int, n_values: int, scale: floa
             halves = (scale * rng.choice([-1.0, 1.0], shape)).astype(np.float16)
         blocks[..., offset : offset + 2] = halves[..., None].view(np.uint8)
     return blocks.reshape(n_outputs, -1)
+
+
+def crafted_floats(rng, type_name: str, n_outputs: int, n_values: int, scale: float | None, fill: int | None):
+    """Numbers of the given size, every finite f16 or bf16 below 2 for None; zeros for a fill of 0."""
+    values = rng.uniform(-1, 1, (n_outputs, n_values)).astype(np.float32)
+    if scale is not None:
+        values = np.sign(values) * np.float32(scale)
+    if fill == 0:
+        values[...] = 0
+    return _core.quantize_rows(type_name, values)
 
 
 def exact_product(type_name: str, rows: np.ndarray, x: np.ndarray) -> np.ndarray:
@@ -95,6 +117,28 @@ def test_column_is_the_same_to_the_bit_alone_and_in_any_batch(type_name):
         assert np.array_equal(multiply(type_name, rows, x[:n_rows]), alone[:n_rows]), n_rows
 
 
+@pytest.mark.parametrize("type_name", QUANTIZED)
+def test_every_instruction_set_gives_the_same_bits(type_name):
+    rng = np.random.default_rng(4)
+    rows = crafted_rows(rng, type_name, 37, 1024, None)  # any weights: integer sums are exact in all of them
+    x = rng.standard_normal((11, 1024), np.float32)
+    ours = multiply(type_name, rows, x)
+    for name in _core.kernel_instruction_sets():
+        _core.set_kernel_instruction_set(name)
+        assert np.array_equal(multiply(type_name, rows, x), ours), name
+
+
+@pytest.mark.parametrize("type_name", TYPES)
+def test_a_value_that_is_not_a_number_reaches_every_output(type_name):
+    rng = np.random.default_rng(6)
+    rows = _core.quantize_rows(type_name, rng.standard_normal((19, 512), np.float32))
+    x = rng.standard_normal((3, 512), np.float32)
+    x[1, 300] = np.nan
+    y = multiply(type_name, rows, x)
+    assert np.isnan(y[1]).all()
+    assert np.isfinite(y[[0, 2]]).all()
+
+
 @pytest.mark.parametrize("type_name", TYPES)
 def test_result_does_not_depend_on_the_number_of_threads(type_name):
     rng = np.random.default_rng(5)
@@ -124,11 +168,16 @@ def test_more_threads_than_strips():
     assert np.array_equal(multiply("q8_0", rows, x, n_threads=8), multiply("q8_0", rows, x))
 
 
-def test_bench_times_every_path(capsys):
-    timings = run_kernel_bench(["q4_0", "q8_0"], n_rows=(1, 3), shape=(64, 256, 2), n_repeats=1, n_threads=1)
+def test_bench_times_every_path(capsys, isa):
+    best = _core.kernel_instruction_sets()[0]
+    _core.set_kernel_instruction_set(best)
+    timings = run_kernel_bench(["q4_0", "q8_0"], n_rows=(1, 3), shape=(64, 256, 2), n_repeats=1, n_threads=1, isa=isa)
+    assert _core.kernel_instruction_set() == best
     assert [(one.type_name, one.n_rows) for one in timings] == [("q4_0", 1), ("q4_0", 3), ("q8_0", 1), ("q8_0", 3)]
     assert all(min(one.milliseconds.values()) > 0 for one in timings)
-    assert "q8_0: kernels, plain" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "q8_0: kernels, plain" in out
+    assert f"({isa})" in out
 
 
 @pytest.mark.parametrize(
@@ -139,6 +188,7 @@ def test_bench_times_every_path(capsys):
         (lambda rows, x: _core.MatrixBench("q8_0", rows, n_values=64), "rows must have 272 bytes, got 136"),
         (lambda rows, x: _core.MatrixBench("q8_0", rows, n_values=32, n_threads=0), "n_threads must be in 1 .. 512"),
         (lambda rows, x: _core.MatrixBench("q8_0", rows, n_values=32).multiply("own", x), "path must be kernels"),
+        (lambda rows, x: _core.set_kernel_instruction_set("mmx"), "instruction set must be one that .*, got mmx"),
         (
             lambda rows, x: _core.MatrixBench("q8_0", rows, n_values=32).multiply("plain", x[:, :31]),
             "x must hold columns of 32 values",

@@ -41,6 +41,22 @@ std::vector<std::string> kernel_types() {
     return names;
 }
 
+std::vector<std::string> kernel_instruction_sets() {
+    const auto names = dspark::kernels::instruction_sets();
+    return {names.begin(), names.end()};
+}
+
+void set_kernel_instruction_set(const std::string& name) {
+    if (!dspark::kernels::set_instruction_set(name)) {
+        std::string known;
+        for (const std::string& one : kernel_instruction_sets()) {
+            known += (known.empty() ? "" : ", ") + one;
+        }
+        throw std::invalid_argument("instruction set must be one that this processor has (" +
+                                    (known.empty() ? "none" : known) + "), got " + name);
+    }
+}
+
 ProductPath parse_path(const std::string& name) {
     if (name == "kernels") {
         return ProductPath::kernels;
@@ -105,6 +121,10 @@ void register_kernels(py::module_& module) {
     module.def(
         "kernel_instruction_set", [] { return std::string(dspark::kernels::instruction_set()); },
         "Instruction set of our kernels here; none: ggml's run.");
+    module.def("kernel_instruction_sets", &kernel_instruction_sets,
+               "Instruction sets of our kernels that this processor has, the best first.");
+    module.def("set_kernel_instruction_set", &set_kernel_instruction_set, py::arg("name"),
+               "Another instruction set for the whole process, while nothing computes: for tests and benchmarks.");
     module.def("n_math_threads", &dspark::n_math_threads, "Cores that this process may use, without hyper-threads.");
     module.def("quantize_rows", &quantize_rows, py::arg("type_name"), py::arg("values"),
                "Rows of floats as blocks of a type, by ggml's quantizer.");

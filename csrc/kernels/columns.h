@@ -1,11 +1,12 @@
 // X, prepared for the kernels: each column quantized to 8 bits exactly as ggml quantizes it (the type's partner: Q8_0
-// per 32 values, Q8_K per 256), then cut into tiles of up to 8 columns whose 4-byte groups lie side by side, so that a
-// kernel walks one pointer. Per thread; lives until the next product of that thread.
+// per 32 values, Q8_K per 256). Per thread; lives until the next product of that thread.
 //
-// The values of one step (256 values of every column) are adjacent: [step][tile][...]. Inside a tile of n columns:
-//   K-quants   values 64 x n groups of 4 int8, sums n_sums x n pairs of int16, scales n floats
-//   Q4_0       per block of 32: values 8 x n groups of 4 int8, correction n int32 (-8 * sum), scales n floats
-//   Q8_0       per block of 32: values 16 x n pairs of int16 (k, k + 2), (k + 1, k + 3); scales n floats
+// On x86 (NEON has an order of its own, no larger: neon_columns.h) one record per step of 256 values and column:
+// [step][column][record], so that a kernel walks one pointer and every column lies at a constant distance from the
+// first. In 4-byte groups a record is
+//   super32, super16   64 groups of 4 int8; 4 (8) pairs of int16: sums of 32 (16) values; scale (float)
+//   bytes              per block of 32: 8 groups of 4 int8; their sum times minus the weights' offset (int32); scale
+//   words              per block of 32: 8 pairs of int16 (values 4 i, 4 i + 2); 8 pairs (4 i + 1, 4 i + 3); scale
 #pragma once
 
 #include <cstddef>
@@ -14,29 +15,27 @@
 
 namespace dspark::kernels {
 
-inline constexpr int kTileColumns = 8;
+inline constexpr int kTileColumns = 8;  // that a kernel multiplies at once
 inline constexpr int kMaxColumns = 128; // of one pass over the weights; more are taken in several passes
 
 enum class ColumnLayout {
-    super32, // Q4_K, Q5_K: sums per 32 values
-    super16, // Q6_K: sums per 16 values
-    bytes,   // Q4_0
+    super32, // Q4_K, Q5_K
+    super16, // Q6_K
+    bytes,   // Q4_0; with VNNI also Q8_0, IQ4_NL
     words,   // Q8_0, IQ4_NL
 };
 
-// 4-byte groups that one column takes in one step of n_values (256, or what is left of a row).
-[[nodiscard]] constexpr size_t groups_per_column(ColumnLayout layout, size_t n_values) {
+// 4-byte groups of one block of 32 values; of one record.
+[[nodiscard]] constexpr int block_groups(ColumnLayout layout) { return layout == ColumnLayout::words ? 17 : 10; }
+[[nodiscard]] constexpr int record_groups(ColumnLayout layout) {
     switch (layout) {
     case ColumnLayout::super32:
         return 64 + 4 + 1;
     case ColumnLayout::super16:
         return 64 + 8 + 1;
-    case ColumnLayout::bytes:
-        return n_values / 32 * (8 + 1 + 1);
-    case ColumnLayout::words:
-        return n_values / 32 * (16 + 1);
+    default:
+        return 8 * block_groups(layout);
     }
-    return 0;
 }
 
 struct Columns {

@@ -3,14 +3,15 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstring>
 
 namespace dspark::kernels {
 namespace {
 
 std::vector<const Isa*> find_isas() {
     std::vector<const Isa*> found;
-#if defined(DSPARK_KERNELS_AVX2)
-    found = {find_avx2()};
+#if defined(DSPARK_KERNELS_X86)
+    found = {find_avx512(), find_avx512vl(), find_avxvnni(), find_avx2()};
 #elif defined(DSPARK_KERNELS_NEON)
     found = {find_neon_i8mm(), find_neon_dotprod()};
 #endif
@@ -18,14 +19,19 @@ std::vector<const Isa*> find_isas() {
     return found;
 }
 
-const Isa* isa() {
-    static const Isa* const kBest = available_isas().empty() ? nullptr : available_isas().front();
-    return kBest;
+// The one in use; null: none.
+std::atomic<const Isa*>& chosen_isa() {
+    static std::atomic<const Isa*> chosen = available_isas().empty() ? nullptr : available_isas().front();
+    return chosen;
 }
+
+const Isa* isa() { return chosen_isa().load(std::memory_order_relaxed); }
 
 std::atomic<bool> enabled_products{true};
 
-ColumnLayout layout_of(WeightType type) {
+bool is_float(WeightType type) { return type == WeightType::f16 || type == WeightType::bf16; }
+
+ColumnLayout layout_of(const Isa& isa, WeightType type) {
     switch (type) {
     case WeightType::q4_k:
     case WeightType::q5_k:
@@ -35,27 +41,84 @@ ColumnLayout layout_of(WeightType type) {
     case WeightType::q4_0:
         return ColumnLayout::bytes;
     default:
-        return ColumnLayout::words;
+        return isa.has_byte_dots ? ColumnLayout::bytes : ColumnLayout::words;
     }
 }
 
-int64_t block_size(WeightType type) {
-    const ColumnLayout layout = layout_of(type);
-    return layout == ColumnLayout::super32 || layout == ColumnLayout::super16 ? kSuperBlockSize : kBlockSize;
+struct BlockShape {
+    int64_t n_weights;
+    size_t n_bytes;
+};
+
+BlockShape block_shape(WeightType type) {
+    switch (type) {
+    case WeightType::q8_0:
+        return {kBlockSize, sizeof(BlockQ8_0)};
+    case WeightType::q4_0:
+    case WeightType::iq4_nl:
+        return {kBlockSize, sizeof(BlockQ4_0)};
+    case WeightType::q4_k:
+        return {kSuperBlockSize, sizeof(BlockQ4_K)};
+    case WeightType::q5_k:
+        return {kSuperBlockSize, sizeof(BlockQ5_K)};
+    case WeightType::q6_k:
+        return {kSuperBlockSize, sizeof(BlockQ6_K)};
+    default:
+        return {1, sizeof(uint16_t)};
+    }
 }
 
 void prepare(const Isa& isa, const Product& product, int64_t begin, Columns& columns) {
-    columns.layout = layout_of(product.type);
+    columns.layout = layout_of(isa, product.type);
     columns.n_columns = static_cast<int>(std::min<int64_t>(product.n_columns - begin, kMaxColumns));
     columns.n_tiles = (columns.n_columns + kTileColumns - 1) / kTileColumns;
     columns.n_values = product.n_values;
-    const int64_t n_whole = product.n_values / kSuperBlockSize;
-    const auto n_rest = static_cast<size_t>(product.n_values % kSuperBlockSize);
-    const size_t per_column = groups_per_column(columns.layout, kSuperBlockSize) * static_cast<size_t>(n_whole) +
-                              (n_rest > 0 ? groups_per_column(columns.layout, n_rest) : 0);
+    const int64_t n_steps = (product.n_values + kSuperBlockSize - 1) / kSuperBlockSize;
     const int n_paired = columns.n_columns + columns.n_columns % 2; // room for an instruction set that pairs columns
-    columns.groups.resize(per_column * static_cast<size_t>(n_paired));
+    columns.groups.resize(static_cast<size_t>(n_steps * n_paired * record_groups(columns.layout)));
     isa.prepare(product, begin, columns);
+}
+
+// Fewer outputs than a strip, from `first` on: computed with copies of their rows, filled up with the last one.
+void multiply_rest(const Isa& isa, const Product& product, int64_t begin, const Columns& columns, int64_t first) {
+    const auto n_outputs = static_cast<size_t>(product.n_outputs - first),
+               n_strip = static_cast<size_t>(isa.strip_outputs);
+    const BlockShape block = block_shape(product.type);
+    const size_t n_bytes = static_cast<size_t>(product.n_values / block.n_weights) * block.n_bytes;
+    const auto* weights = static_cast<const uint8_t*>(product.weights);
+    std::vector<uint8_t> rows(n_strip * n_bytes);
+    for (size_t r = 0; r < n_strip; ++r) {
+        const size_t row = static_cast<size_t>(first) + std::min(r, n_outputs - 1);
+        std::memcpy(rows.data() + r * n_bytes, weights + row * product.weight_stride, n_bytes);
+    }
+    const auto n_columns = static_cast<size_t>(columns.n_columns);
+    std::vector<float> y(n_columns * n_strip);
+    Product strip = product;
+    strip.weights = rows.data();
+    strip.weight_stride = n_bytes;
+    strip.y = y.data();
+    strip.y_stride = isa.strip_outputs;
+    isa.multiply(strip, 0, columns, 0, isa.strip_outputs);
+    for (size_t c = 0; c < n_columns; ++c) {
+        std::copy_n(y.data() + c * n_strip, n_outputs,
+                    product.y + (begin + static_cast<int64_t>(c)) * product.y_stride + first);
+    }
+}
+
+void multiply_outputs(const Isa& isa, const Product& product, int64_t first, int64_t last) {
+    if (is_float(product.type)) {
+        isa.multiply_floats(product, first, last);
+        return;
+    }
+    thread_local Columns columns;
+    const int64_t rest = last - (last - first) % isa.strip_outputs;
+    for (int64_t begin = 0; begin < product.n_columns; begin += kMaxColumns) {
+        prepare(isa, product, begin, columns);
+        isa.multiply(product, begin, columns, first, rest);
+        if (rest < last) {
+            multiply_rest(isa, product, begin, columns, rest);
+        }
+    }
 }
 
 } // namespace
@@ -67,28 +130,41 @@ const std::vector<const Isa*>& available_isas() {
 
 std::string_view instruction_set() { return isa() != nullptr ? isa()->name : "none"; }
 
+std::vector<std::string_view> instruction_sets() {
+    std::vector<std::string_view> names;
+    for (const Isa* available : available_isas()) {
+        names.push_back(available->name);
+    }
+    return names;
+}
+
+bool set_instruction_set(std::string_view name) {
+    for (const Isa* available : available_isas()) {
+        if (available->name == name) {
+            chosen_isa().store(available, std::memory_order_relaxed);
+            return true;
+        }
+    }
+    return false;
+}
+
 void set_enabled(bool enabled) { enabled_products.store(enabled, std::memory_order_relaxed); }
 bool is_enabled() { return enabled_products.load(std::memory_order_relaxed); }
 
-bool covers(WeightType type) { return isa() != nullptr && type != WeightType::f16 && type != WeightType::bf16; }
+bool covers(WeightType type) { return isa() != nullptr && (!is_float(type) || isa()->multiply_floats != nullptr); }
 
 bool multiply(const Product& product) { return covers(product.type) && multiply_with(*isa(), product); }
 
 bool multiply_with(const Isa& isa, const Product& product) {
-    if (product.n_values % block_size(product.type) != 0) {
+    if (product.n_values < 1 || product.n_values % block_shape(product.type).n_weights != 0) {
         return false;
     }
-    const int64_t n_strips = (product.n_outputs + kStripOutputs - 1) / kStripOutputs;
-    const int64_t first = n_strips * product.thread / product.n_threads * kStripOutputs;
+    const int64_t n_strips = (product.n_outputs + isa.strip_outputs - 1) / isa.strip_outputs;
+    const int64_t first = n_strips * product.thread / product.n_threads * isa.strip_outputs;
     const int64_t last =
-        std::min(n_strips * (product.thread + 1) / product.n_threads * kStripOutputs, product.n_outputs);
-    if (first >= last) {
-        return true;
-    }
-    thread_local Columns columns;
-    for (int64_t begin = 0; begin < product.n_columns; begin += kMaxColumns) {
-        prepare(isa, product, begin, columns);
-        isa.multiply(product, begin, columns, first, last);
+        std::min(n_strips * (product.thread + 1) / product.n_threads * isa.strip_outputs, product.n_outputs);
+    if (first < last) {
+        multiply_outputs(isa, product, first, last);
     }
     return true;
 }

@@ -34,6 +34,10 @@ std::optional<WeightType> weight_type(int type) {
         return WeightType::q5_k;
     case GGML_TYPE_Q6_K:
         return WeightType::q6_k;
+    case GGML_TYPE_F16:
+        return WeightType::f16;
+    case GGML_TYPE_BF16:
+        return WeightType::bf16;
     default:
         return std::nullopt;
     }

@@ -5,18 +5,30 @@
 #include "kernels/columns.h"
 #include "kernels/kernels.h"
 
+#include <vector>
+
 namespace dspark::kernels {
+
+// Outputs that one pass of the inner loop computes: threads share the work in multiples of it.
+inline constexpr int64_t kStripOutputs = 8;
 
 struct Isa {
     std::string_view name;
-    // Columns [begin, begin + columns.n_columns) of the product into the tiles of `columns` (sizes are set).
+    // Columns [begin, begin + columns.n_columns) of the product into `columns` (sizes are set).
     void (*prepare)(const Product& product, int64_t begin, Columns& columns);
-    // Outputs [first, last) of those columns.
+    // Outputs [first, last) of those columns: a multiple of strip_outputs.
     void (*multiply)(const Product& product, int64_t begin, const Columns& columns, int64_t first, int64_t last);
+    int64_t strip_outputs = kStripOutputs;
+    bool has_byte_dots = false; // products of bytes add up in 32 bits: Q8_0 and IQ4_NL want columns of bytes
+    // F16 and BF16: outputs [first, last) of all columns, which need no preparation. Null: not covered.
+    void (*multiply_floats)(const Product& product, int64_t first, int64_t last) = nullptr;
 };
 
 // nullptr: the processor lacks it. Each exists in builds for its architecture only.
 [[nodiscard]] const Isa* find_avx2();
+[[nodiscard]] const Isa* find_avxvnni();
+[[nodiscard]] const Isa* find_avx512();
+[[nodiscard]] const Isa* find_avx512vl();
 [[nodiscard]] const Isa* find_neon_dotprod();
 [[nodiscard]] const Isa* find_neon_i8mm();
 
@@ -25,8 +37,5 @@ struct Isa {
 
 // This thread's share of the product by one instruction set; what multiply() does with the best one.
 [[nodiscard]] bool multiply_with(const Isa& isa, const Product& product);
-
-// Outputs that one pass of the inner loop computes: threads share the work in multiples of it.
-inline constexpr int64_t kStripOutputs = 8;
 
 } // namespace dspark::kernels

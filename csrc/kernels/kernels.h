@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string_view>
+#include <vector>
 
 namespace dspark::kernels {
 
@@ -37,7 +38,12 @@ struct Product {
 void set_enabled(bool enabled);
 [[nodiscard]] bool is_enabled();
 
-[[nodiscard]] bool covers(WeightType type);       // on this machine
-[[nodiscard]] std::string_view instruction_set(); // avx2, neon i8mm, ..; none: nothing is covered
+[[nodiscard]] bool covers(WeightType type);       // with the instruction set in use
+[[nodiscard]] std::string_view instruction_set(); // in use: avx512, neon i8mm, ...; none: nothing is covered
+[[nodiscard]] std::vector<std::string_view> instruction_sets(); // of this machine, the best first
+
+// Another instruction set for the whole process, for tests and benchmarks: set it while no product runs. False: this
+// machine has none of that name.
+[[nodiscard]] bool set_instruction_set(std::string_view name);
 
 } // namespace dspark::kernels

@@ -49,6 +49,7 @@ def run_kernel_bench(
     shape: tuple[int, int, int] = (3072, 1024, 48),
     n_repeats: int = 7,
     n_threads: int = 0,
+    isa: str = "",
 ) -> list[KernelTiming]:
     """Time every type at every number of rows and print a table as it goes.
 
@@ -64,17 +65,32 @@ def run_kernel_bench(
         Timed rounds, at least 1; one more warms up.
     n_threads : int
         0: half as many as the process may use hyper-threads, as llama.cpp counts them.
+    isa : str
+        Instruction set of our kernels, for this call; empty: the one in use.
 
     Returns
     -------
     list of KernelTiming
         In the order printed.
     """
+    before = _core.kernel_instruction_set()
+    if isa:
+        _core.set_kernel_instruction_set(isa)
+    try:
+        return _time_types(types, n_rows, shape, n_repeats, n_threads)
+    finally:
+        if isa:
+            _core.set_kernel_instruction_set(before)
+
+
+def _time_types(
+    types: Sequence[str] | None, n_rows: Sequence[int], shape: tuple[int, int, int], n_repeats: int, n_threads: int
+) -> list[KernelTiming]:
     timings = []
     for type_name in types or [name for name in _TYPES if name in _core.kernel_types()]:
         bench, rng = _make_bench(type_name, shape, n_threads)
         paths = [path for path in _PATHS if path != "repacked" or bench.can_repack]
-        print(f"{type_name}: {', '.join(paths)} in ms, x ggml's best")
+        print(f"{type_name}: {', '.join(paths)} in ms ({_core.kernel_instruction_set()}), x ggml's best")
         for n in n_rows:
             timing = _time(bench, type_name, paths, rng.standard_normal((n, shape[1]), np.float32), n_repeats)
             print(f"  {n:>3}  " + "  ".join(f"{timing.milliseconds[path]:8.2f}" for path in paths), end="")

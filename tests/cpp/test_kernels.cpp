@@ -1,8 +1,8 @@
 // The kernels under the sanitizers: random blocks of every type in buffers that end with the last byte, odd shapes,
 // unaligned rows; against a plain loop over the dequantized weights for Q8_0, and alone against in a batch for all.
+// With every instruction set that the processor has, quantized weights giving the same bits in all of them.
 #include "check.h"
-#include "kernels/blocks.h"
-#include "kernels/kernels.h"
+#include "kernels/isa.h"
 
 #include <cmath>
 #include <cstring>
@@ -21,10 +21,14 @@ struct Type {
 };
 
 const std::vector<Type>& types() {
-    static const std::vector<Type> kTypes = {
-        {WeightType::q8_0, 32, sizeof(BlockQ8_0), {0}},     {WeightType::q4_0, 32, sizeof(BlockQ4_0), {0}},
-        {WeightType::iq4_nl, 32, sizeof(BlockQ4_0), {0}},   {WeightType::q4_k, 256, sizeof(BlockQ4_K), {0, 2}},
-        {WeightType::q5_k, 256, sizeof(BlockQ5_K), {0, 2}}, {WeightType::q6_k, 256, sizeof(BlockQ6_K), {208}}};
+    static const std::vector<Type> kTypes = {{WeightType::q8_0, 32, sizeof(BlockQ8_0), {0}},
+                                             {WeightType::q4_0, 32, sizeof(BlockQ4_0), {0}},
+                                             {WeightType::iq4_nl, 32, sizeof(BlockQ4_0), {0}},
+                                             {WeightType::q4_k, 256, sizeof(BlockQ4_K), {0, 2}},
+                                             {WeightType::q5_k, 256, sizeof(BlockQ5_K), {0, 2}},
+                                             {WeightType::q6_k, 256, sizeof(BlockQ6_K), {208}},
+                                             {WeightType::f16, 1, 2, {0}},
+                                             {WeightType::bf16, 1, 2, {0}}};
     return kTypes;
 }
 
@@ -41,7 +45,7 @@ Case make_case(const Type& type, std::mt19937& random) {
     p.type = type.type;
     p.n_outputs = 1 + random() % 40;
     p.n_columns = 1 + random() % 20;
-    p.n_values = type.n_weights * static_cast<int64_t>(1 + random() % 12);
+    p.n_values = type.n_weights * static_cast<int64_t>(1 + random() % (type.n_weights == 1 ? 300 : 12));
     const size_t n_blocks = static_cast<size_t>(p.n_values / type.n_weights);
     p.weight_stride = n_blocks * type.n_bytes + random() % 3; // rows at odd addresses
     made.weights.resize(p.weight_stride * static_cast<size_t>(p.n_outputs - 1) + n_blocks * type.n_bytes);
@@ -69,28 +73,38 @@ Case make_case(const Type& type, std::mt19937& random) {
     return made;
 }
 
-void run(const Product& product, int n_threads) {
+void run(const Isa& isa, const Product& product, int n_threads) {
     for (int thread = 0; thread < n_threads; ++thread) {
         Product share = product;
         share.thread = thread;
         share.n_threads = n_threads;
-        CHECK(multiply(share));
+        CHECK(multiply_with(isa, share));
     }
 }
 
-void test_any_shape() {
+bool is_float(WeightType type) { return type == WeightType::f16 || type == WeightType::bf16; }
+
+void test_any_shape(const Isa& isa) {
     std::mt19937 random(1);
     for (const Type& type : types()) {
-        for (int i = 0; covers(type.type) && i < 200; ++i) {
+        if (is_float(type.type) && isa.multiply_floats == nullptr) {
+            continue;
+        }
+        for (int i = 0; i < 200; ++i) {
             Case made = make_case(type, random);
-            run(made.product, 1 + static_cast<int>(random() % 8));
+            if (!is_float(type.type)) {
+                run(*available_isas().back(), made.product, 1);
+            }
+            const std::vector<float> other = made.y;
+            run(isa, made.product, 1 + static_cast<int>(random() % 8));
             const std::vector<float> batch = made.y;
+            CHECK(is_float(type.type) || std::memcmp(batch.data(), other.data(), batch.size() * sizeof(float)) == 0);
             Product alone = made.product; // the last column by itself, one thread
             const int64_t column = made.product.n_columns - 1;
             alone.x += column * alone.x_stride;
             alone.y += column * alone.y_stride;
             alone.n_columns = 1;
-            run(alone, 1);
+            run(isa, alone, 1);
             CHECK(std::memcmp(batch.data(), made.y.data(), batch.size() * sizeof(float)) == 0);
             for (const float value : batch) {
                 CHECK(std::isfinite(value));
@@ -100,10 +114,7 @@ void test_any_shape() {
 }
 
 // Weights k % 7 - 3 times 2^-3, columns of whole numbers that quantize without error: the product is exact.
-void test_q8_0_against_a_plain_loop() {
-    if (!covers(WeightType::q8_0)) {
-        return;
-    }
+void test_q8_0_against_a_plain_loop(const Isa& isa) {
     constexpr int64_t kValues = 96, kOutputs = 11, kColumns = 3;
     std::vector<BlockQ8_0> weights(kOutputs * kValues / 32);
     for (size_t b = 0; b < weights.size(); ++b) {
@@ -126,7 +137,7 @@ void test_q8_0_against_a_plain_loop() {
     p.x_stride = kValues;
     p.y = y.data();
     p.y_stride = kOutputs;
-    run(p, 2);
+    run(isa, p, 2);
     for (int64_t c = 0; c < kColumns; ++c) {
         for (int64_t o = 0; o < kOutputs; ++o) {
             double expected = 0.0;
@@ -140,20 +151,24 @@ void test_q8_0_against_a_plain_loop() {
     }
 }
 
-void test_what_is_not_covered_is_refused() {
+void test_what_is_not_covered_is_refused(const Isa& isa) {
     Product p;
     p.type = WeightType::q4_k;
     p.n_outputs = 8;
     p.n_values = 32; // not a whole block
     p.n_columns = 1;
-    CHECK(!multiply(p));
+    CHECK(!multiply_with(isa, p));
 }
 
 } // namespace
 
 int main() {
-    test_any_shape();
-    test_q8_0_against_a_plain_loop();
-    test_what_is_not_covered_is_refused();
+    for (const Isa* isa : available_isas()) {
+        CHECK(set_instruction_set(isa->name) && instruction_set() == isa->name);
+        test_any_shape(*isa);
+        test_q8_0_against_a_plain_loop(*isa);
+        test_what_is_not_covered_is_refused(*isa);
+    }
+    CHECK(!set_instruction_set("mmx"));
     return check_summary();
 }

@@ -62,15 +62,18 @@ def bench_command(
     kernels: Annotated[
         bool, typer.Option("--kernels", help="Only the matrix kernels, types by rows, against ggml.")
     ] = False,
+    isa: Annotated[str, typer.Option(help="With --kernels: their instruction set; empty: the one in use.")] = "",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
     plots: Annotated[Path | None, typer.Option(help="Draw into this folder; needs dspark-cpp[plots].")] = None,
 ) -> None:
     """Measure decoding: plain, every fixed draft length and every policy in turns, ratios within one run."""
     asked = {name: str(value) if isinstance(value, Path) else value for name, value in locals().items()}
+    if isa and not kernels:
+        raise typer.BadParameter("--isa needs --kernels")
     if kernels:
         from dspark_cpp.bench_kernels import run_kernel_bench
 
-        run_kernel_bench(n_threads=n_threads)
+        run_kernel_bench(n_threads=n_threads, isa=isa)
         return
     console = Console(highlight=False, width=None if sys.stdout.isatty() else _FILE_WIDTH)
     if plots is not None:

@@ -1,7 +1,10 @@
-// Quantizes the columns of X to 8 bits, bit for bit as ggml does for the partner type, and writes them as tiles.
-#include "kernels/avx2.h"
+// Quantizes the columns of X to 8 bits, bit for bit as ggml does for the partner type. Needs AVX2; shared by all x86
+// instruction sets.
+#include "kernels/x86.h"
 
-namespace dspark::kernels::avx2 {
+#include <immintrin.h>
+
+namespace dspark::kernels {
 namespace {
 
 __m256 magnitude(__m256 v) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0F), v); }
@@ -44,18 +47,19 @@ __m256i round_32(const float* x, float scale) {
     return _mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
 }
 
-// Sums of 4 neighbours, 8 of them.
-__m256i sums_of_4(__m256i q) {
-    return _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_set1_epi8(1), q), _mm256_set1_epi16(1));
+struct HalfSums {
+    int32_t low;
+    int32_t high;
+};
+
+// Sums of the first and the last 16 of 32 signed bytes.
+HalfSums sum_halves(__m256i q) {
+    const __m256i eights = _mm256_sad_epu8(_mm256_xor_si256(q, _mm256_set1_epi8(-128)), _mm256_setzero_si256());
+    const __m256i halves = _mm256_add_epi32(eights, _mm256_shuffle_epi32(eights, _MM_SHUFFLE(1, 0, 3, 2)));
+    return {_mm256_cvtsi256_si32(halves) - 16 * 128, _mm_cvtsi128_si32(_mm256_extracti128_si256(halves, 1)) - 16 * 128};
 }
 
-void scatter(__m256i groups, int32_t* out, int stride) {
-    alignas(32) int32_t values[8];
-    _mm256_store_si256(reinterpret_cast<__m256i*>(values), groups);
-    for (int i = 0; i < 8; ++i) {
-        out[i * stride] = values[i];
-    }
-}
+void store(__m256i v, int32_t* out) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), v); }
 
 int32_t float_bits(float value) { return _mm_cvtsi128_si32(_mm_castps_si128(_mm_set_ss(value))); }
 
@@ -63,45 +67,42 @@ int32_t pair(int32_t low, int32_t high) {
     return static_cast<int32_t>(static_cast<uint32_t>(low & 0xffff) | (static_cast<uint32_t>(high) << 16));
 }
 
-// One super-block of one column into a tile of `width` columns: values, sums, scale.
-void put_super(const float* x, ColumnLayout layout, int32_t* out, int width) {
+// One super-block of one column: values, sums, scale.
+void put_super(const float* x, ColumnLayout layout, int32_t* out) {
     const float largest = first_of_magnitude(x, largest_magnitude(x, kSuperBlockSize));
     const float inverse = largest == 0.0F ? 0.0F : -127.0F / largest;
-    int32_t sums[16];
+    HalfSums sums[8];
     for (int i = 0; i < 8; ++i) {
         const __m256i q = round_32(x + 32 * i, inverse);
-        scatter(q, out + 8 * i * width, width);
-        alignas(32) int32_t quarter[8];
-        _mm256_store_si256(reinterpret_cast<__m256i*>(quarter), sums_of_4(q));
-        sums[2 * i] = quarter[0] + quarter[1] + quarter[2] + quarter[3];
-        sums[2 * i + 1] = quarter[4] + quarter[5] + quarter[6] + quarter[7];
+        store(q, out + 8 * i);
+        sums[i] = sum_halves(q);
     }
-    out += 64 * width;
-    const int per_sum = layout == ColumnLayout::super32 ? 2 : 1;
-    for (int i = 0; i < 16; i += 2 * per_sum, out += width) {
-        *out = per_sum == 1 ? pair(sums[i], sums[i + 1]) : pair(sums[i] + sums[i + 1], sums[i + 2] + sums[i + 3]);
+    out += 64;
+    if (layout == ColumnLayout::super16) {
+        for (int i = 0; i < 8; ++i) {
+            *out++ = pair(sums[i].low, sums[i].high);
+        }
+    } else {
+        for (int i = 0; i < 8; i += 2) {
+            *out++ = pair(sums[i].low + sums[i].high, sums[i + 1].low + sums[i + 1].high);
+        }
     }
     *out = float_bits(largest == 0.0F ? 0.0F : 1.0F / inverse);
 }
 
 // One block of 32 of one column: values (bytes: and correction), scale.
-void put_block(const float* x, ColumnLayout layout, int32_t* out, int width) {
+void put_block(const float* x, ColumnLayout layout, int32_t weight_offset, int32_t* out) {
     const float largest = largest_magnitude(x, kBlockSize);
     const __m256i q = round_32(x, largest != 0.0F ? 127.0F / largest : 0.0F);
     if (layout == ColumnLayout::bytes) {
-        scatter(q, out, width);
-        alignas(32) int32_t sums[8];
-        _mm256_store_si256(reinterpret_cast<__m256i*>(sums), sums_of_4(q));
-        int32_t sum = 0;
-        for (const int32_t s : sums) {
-            sum += s;
-        }
-        out[8 * width] = -8 * sum;
-        out += 9 * width;
-    } else { // even bytes, then odd bytes of every group of four
-        scatter(_mm256_srai_epi16(_mm256_slli_epi16(q, 8), 8), out, 2 * width);
-        scatter(_mm256_srai_epi16(q, 8), out + width, 2 * width);
-        out += 16 * width;
+        const HalfSums sums = sum_halves(q);
+        store(q, out);
+        out[8] = -weight_offset * (sums.low + sums.high);
+        out += 9;
+    } else { // even bytes, then odd bytes
+        store(_mm256_srai_epi16(_mm256_slli_epi16(q, 8), 8), out);
+        store(_mm256_srai_epi16(q, 8), out + 8);
+        out += 16;
     }
     const __m128i half = _mm_cvtps_ph(_mm_set_ss(largest / 127.0F), _MM_FROUND_TO_NEAREST_INT); // ggml stores it as f16
     *out = float_bits(_mm_cvtss_f32(_mm_cvtph_ps(half)));
@@ -109,28 +110,29 @@ void put_block(const float* x, ColumnLayout layout, int32_t* out, int width) {
 
 } // namespace
 
-void prepare(const Product& product, int64_t begin, Columns& columns) {
+bool has_avx512_vnni() {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512vnni");
+}
+
+void prepare_x86(const Product& product, int64_t begin, Columns& columns) {
     const bool is_super = columns.layout == ColumnLayout::super32 || columns.layout == ColumnLayout::super16;
+    const int32_t weight_offset = product.type == WeightType::q4_0 ? 8 : 128; // as unpack() adds it
     int32_t* out = columns.groups.data();
     for (int64_t k = 0; k < columns.n_values; k += kSuperBlockSize) {
         const int64_t n_values = columns.n_values - k < kSuperBlockSize ? columns.n_values - k : kSuperBlockSize;
-        for (int tile = 0; tile < columns.n_tiles; ++tile) {
-            const int first = columns.tile_begin(tile);
-            const int width = columns.tile_begin(tile + 1) - first;
-            for (int c = 0; c < width; ++c) {
-                const float* x = product.x + (begin + first + c) * product.x_stride + k;
-                if (is_super) {
-                    put_super(x, columns.layout, out + c, width);
-                    continue;
-                }
-                const auto groups = static_cast<int64_t>(groups_per_column(columns.layout, kBlockSize)) * width;
-                for (int64_t b = 0; b < n_values / kBlockSize; ++b) {
-                    put_block(x + b * kBlockSize, columns.layout, out + b * groups + c, width);
-                }
+        for (int c = 0; c < columns.n_columns; ++c, out += record_groups(columns.layout)) {
+            const float* x = product.x + (begin + c) * product.x_stride + k;
+            if (is_super) {
+                put_super(x, columns.layout, out);
+                continue;
             }
-            out += groups_per_column(columns.layout, static_cast<size_t>(n_values)) * static_cast<size_t>(width);
+            for (int64_t b = 0; b < n_values / kBlockSize; ++b) {
+                put_block(x + b * kBlockSize, columns.layout, weight_offset, out + b * block_groups(columns.layout));
+            }
         }
     }
 }
 
-} // namespace dspark::kernels::avx2
+} // namespace dspark::kernels

@@ -1,0 +1,26 @@
+# The x86 kernels. Flags name an instruction set in full and undo -march=native: on a machine with AVX-512 the AVX2
+# kernels would otherwise use it too, and not be what runs elsewhere.
+target_compile_definitions(dspark_kernels PRIVATE DSPARK_KERNELS_X86)
+
+# Under the sanitizers the address checks stay; those of undefined behaviour would take GCC minutes over the unrolled
+# loops. The kernels are their inner loops: optimised in every build type but Debug.
+set(_level $<$<NOT:$<CONFIG:Debug>>:-O3>)
+if(DSPARK_SANITIZE)
+    set(_level "-O2;-fno-sanitize=undefined")
+endif()
+
+function(dspark_add_x86_kernel file)
+    target_sources(dspark_kernels PRIVATE csrc/kernels/${file})
+    set_source_files_properties(csrc/kernels/${file} PROPERTIES COMPILE_OPTIONS "${ARGN};${_level}")
+endfunction()
+
+set(_avx2 -march=x86-64 -mtune=generic -mavx2 -mfma -mf16c)
+set(_avx512 ${_avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni)
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+    list(APPEND _avx512 -Wno-uninitialized) # GCC's own header, in _mm512_castps512_ps256
+endif()
+dspark_add_x86_kernel(x86_columns.cpp ${_avx2})
+dspark_add_x86_kernel(avx2.cpp ${_avx2})
+dspark_add_x86_kernel(avxvnni.cpp ${_avx2} -mavxvnni)
+dspark_add_x86_kernel(avx512.cpp ${_avx512})
+dspark_add_x86_kernel(avx512vl.cpp ${_avx512})

@@ -1,0 +1,76 @@
+// Q8_0, Q4_0, IQ4_NL: blocks of 32 weights with one scale, and how a strip of them is unpacked.
+//
+// A strip is kLanes rows of W. Its blocks are transposed on the fly so that a vector holds 4 weights of each row: one
+// byte product with 4 broadcast values of a column then serves all rows of the strip, scales are vectors, and no sum
+// across lanes is ever taken. The transposition is paid once per strip and shared by all columns.
+//
+// Weights become unsigned bytes by an offset that prepare() takes off again, exactly, as offset * sum(x). Where byte
+// products add up in 16 bits (no VNNI) that would overflow for weights beyond 4 bits: those become 16-bit words.
+#pragma once
+
+#include "kernels/blocks.h"
+#include "kernels/lanes.h"
+
+namespace dspark::kernels {
+namespace {
+
+struct Q4_0 {
+    using Block = BlockQ4_0;
+    static constexpr bool kIsWords = false;
+    static constexpr int kVectors = 8; // per block
+};
+struct Q8_0 {
+    using Block = BlockQ8_0;
+    static constexpr bool kIsWords = !kHasVnni;
+    static constexpr int kVectors = kIsWords ? 16 : 8;
+};
+struct IQ4_NL {
+    using Block = BlockQ4_0;
+    static constexpr bool kIsWords = !kHasVnni;
+    static constexpr int kVectors = kIsWords ? 16 : 8;
+};
+
+inline constexpr int8_t kIq4Values[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+
+// 4 signed weights per lane as vectors i (and, as words, 8 + i) of a block. The even words by a product with (1, 0):
+// the multipliers are free here, the shifters busy with the transposition.
+template <bool is_words> [[gnu::always_inline]] inline void put_signed(Ints weights, Ints* out) {
+    if constexpr (is_words) {
+        out[0] = madd_bytes(all_words(1), weights);
+        out[8] = shift_words_signed(weights, 8);
+    } else {
+        out[0] = weights ^ all_bytes(-128);
+    }
+}
+
+[[gnu::always_inline]] inline void unpack(Q4_0, const Rows& rows, Ints* out) {
+    Ints q[4];
+    transpose_16(rows, 2, q);
+    for (int i = 0; i < 4; ++i) {
+        out[i] = nibbles_low(q[i]);
+        out[4 + i] = nibbles_high(q[i]);
+    }
+}
+
+[[gnu::always_inline]] inline void unpack(Q8_0, const Rows& rows, Ints* out) {
+    for (int half = 0; half < 2; ++half) {
+        Ints q[4];
+        transpose_16(rows, 2 + 16 * half, q);
+        for (int i = 0; i < 4; ++i) {
+            put_signed<Q8_0::kIsWords>(q[i], out + 4 * half + i);
+        }
+    }
+}
+
+[[gnu::always_inline]] inline void unpack(IQ4_NL, const Rows& rows, Ints* out) {
+    const Ints table = repeat_16(kIq4Values);
+    Ints q[4];
+    transpose_16(rows, 2, q);
+    for (int i = 0; i < 4; ++i) {
+        put_signed<IQ4_NL::kIsWords>(shuffle_bytes(table, nibbles_low(q[i])), out + i);
+        put_signed<IQ4_NL::kIsWords>(shuffle_bytes(table, nibbles_high(q[i])), out + 4 + i);
+    }
+}
+
+} // namespace
+} // namespace dspark::kernels

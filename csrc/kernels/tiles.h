@@ -1,0 +1,130 @@
+// Unpacked weights times a tile of N columns. With VNNI byte products add up in 32 bits; without, in 16 bits as long as
+// they fit. Both are exact, and the floats that follow are the same: so are the bits of the result.
+#pragma once
+
+#include "kernels/block_formats.h"
+#include "kernels/columns.h"
+#include "kernels/super_formats.h"
+
+namespace dspark::kernels {
+namespace {
+
+template <typename Format> constexpr ColumnLayout block_layout() {
+    return Format::kIsWords ? ColumnLayout::words : ColumnLayout::bytes;
+}
+template <typename Format> constexpr ColumnLayout super_layout() {
+    return Format::kSums == 4 ? ColumnLayout::super32 : ColumnLayout::super16;
+}
+
+// sum + w times the 4 bytes at `group`, in 32 bits with VNNI, in 16 without.
+[[gnu::always_inline]] inline void add_byte_products(Ints& sum, Ints w, const int32_t* group) {
+    sum = kHasVnni ? dot_group(sum, w, group) : add_words(sum, madd_bytes(w, broadcast(group)));
+    keep_order(sum);
+}
+
+[[gnu::always_inline]] inline void add_word_products(Ints& sum, Ints w, const int32_t* group) {
+    sum = add_ints(sum, madd_words(w, broadcast(group)));
+    keep_order(sum);
+}
+
+// Integer sums of one block; x: the block in the first column's record.
+template <typename Format, int N>
+[[gnu::always_inline]] inline void sum_block(const Ints* q, const int32_t* x, Ints* sum) {
+    constexpr int kRecord = record_groups(block_layout<Format>());
+#pragma GCC unroll 8
+    for (int c = 0; c < N; ++c) {
+        sum[c] = kHasVnni ? broadcast(x + c * kRecord + 8) : zero_ints();
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < Format::kVectors; ++i) {
+#pragma GCC unroll 8
+        for (int c = 0; c < N; ++c) {
+            if constexpr (Format::kIsWords) {
+                add_word_products(sum[c], q[i], x + c * kRecord + i);
+            } else {
+                add_byte_products(sum[c], q[i], x + c * kRecord + i);
+            }
+        }
+    }
+    if constexpr (!kHasVnni && !Format::kIsWords) { // 16-bit sums of at most 8 * 2 * 15 * 128
+#pragma GCC unroll 8
+        for (int c = 0; c < N; ++c) {
+            sum[c] = add_ints(madd_words(sum[c], all_words(1)), broadcast(x + c * kRecord + 8));
+        }
+    }
+}
+
+// acc[c] += one block's part of the outputs.
+template <typename Format, int N>
+[[gnu::always_inline]] inline void multiply_block(const Ints* q, Floats d, const int32_t* x, Floats* acc) {
+    constexpr ColumnLayout kLayout = block_layout<Format>();
+    Ints sum[N];
+    sum_block<Format, N>(q, x, sum);
+#pragma GCC unroll 8
+    for (int c = 0; c < N; ++c) {
+        const Floats dx = broadcast_scale(x + c * record_groups(kLayout) + block_groups(kLayout) - 1);
+        acc[c] = fmadd(to_floats(sum[c]), mul(d, dx), acc[c]);
+    }
+}
+
+// total[c] += the chunk's sub-block sums times their scales.
+template <typename Format, int N, int chunk>
+[[gnu::always_inline]] inline void multiply_chunk(const Ints* q, const SuperHead& head, const int32_t* x, Ints* total) {
+    constexpr int kRecord = record_groups(super_layout<Format>());
+    constexpr int kDepth = kHasVnni ? Format::kVectors : Format::kDepth;
+#pragma GCC unroll 8
+    for (int part = 0; part < kChunkVectors; part += kDepth) {
+        const int sub_block = Format::sub_block(chunk, part / Format::kVectors);
+        const int32_t* group = x + sub_block * Format::kVectors + part % Format::kVectors;
+        Ints sum[N];
+#pragma GCC unroll 8
+        for (int c = 0; c < N; ++c) {
+            sum[c] = zero_ints();
+        }
+#pragma GCC unroll 8
+        for (int i = 0; i < kDepth; ++i) {
+#pragma GCC unroll 8
+            for (int c = 0; c < N; ++c) {
+                add_byte_products(sum[c], q[part + i], group + c * kRecord + i);
+            }
+        }
+#pragma GCC unroll 8
+        for (int c = 0; c < N; ++c) {
+            const Ints scale = head.scale[sub_block];
+            total[c] = add_ints(total[c], kHasVnni ? mul_ints(sum[c], scale) : madd_words(sum[c], scale));
+            keep_order(total[c]);
+        }
+    }
+}
+
+// The part of the mins (Q6_K: of the offset 32) in one column's outputs, still to be scaled. sums: of the column.
+template <typename Format> [[gnu::always_inline]] inline Ints sum_mins(const SuperHead& head, const int32_t* sums) {
+    Ints offset = madd_words(head.mins[0], broadcast(sums));
+#pragma GCC unroll 8
+    for (int s = 1; s < Format::kSums; ++s) {
+        offset = add_ints(offset, madd_words(head.mins[s], broadcast(sums + s)));
+    }
+    return offset;
+}
+
+// acc[c] += the super-block's part of the outputs, from its integer totals.
+template <typename Format, int N>
+[[gnu::always_inline]] inline void finish_super(const SuperHead& head, const int32_t* x, const Ints* total,
+                                                Floats* acc) {
+    constexpr int kRecord = record_groups(super_layout<Format>());
+#pragma GCC unroll 8
+    for (int c = 0; c < N; ++c) {
+        const int32_t* sums = x + c * kRecord + 64;
+        const Ints offset = sum_mins<Format>(head, sums);
+        const Floats dx = broadcast_scale(sums + Format::kSums);
+        if constexpr (Format::kHasMins) {
+            acc[c] = fmadd(to_floats(total[c]), mul(head.d, dx), acc[c]);
+            acc[c] = fnmadd(to_floats(offset), mul(head.dmin, dx), acc[c]);
+        } else {
+            acc[c] = fmadd(to_floats(sub_ints(total[c], shift_ints_left(offset, 5))), mul(head.d, dx), acc[c]);
+        }
+    }
+}
+
+} // namespace
+} // namespace dspark::kernels
