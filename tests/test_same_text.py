@@ -20,6 +20,7 @@ import pytest
 pytest.importorskip("dspark_cpp._core")
 
 from dspark_cpp import _core
+from dspark_cpp.bench.random_pair import Shape, write_random_target
 from pairs import Answer, greedy, read_prompts, run
 
 pytestmark = pytest.mark.skipif(not _core.kernel_types(), reason="no kernels for this processor: ggml's run")
@@ -116,17 +117,34 @@ def test_holes_in_the_cache_change_nothing(make_engine, prompts, alone) -> None:
     assert_equal([answers[i] for i in order], alone)
 
 
+def compare_rows(target: _core.Model, tokens: list[int], other: list[int], n_before: int) -> None:
+    """Compare the rows after the first n_before one by one with the same in a batch, to the bit.
+
+    The batch meets a cache in which another sequence lies too and this one came in chunks.
+    """
+    probe = _core._testing.TargetProbe(target, n_cells=1024, n_sequences=2)
+    probe.decode([(token, i, 0) for i, token in enumerate(tokens[:n_before])])
+    single = [probe.decode([(token, n_before + i, 0)])[0] for i, token in enumerate(tokens[n_before:])]
+    crowded = _core._testing.TargetProbe(target, n_cells=1024, n_sequences=2, n_threads=2)
+    crowded.decode([(token, i, 1) for i, token in enumerate(other)])
+    for begin in range(0, n_before, 30):
+        chunk = tokens[begin : min(begin + 30, n_before)]
+        crowded.decode([(token, begin + i, 0) for i, token in enumerate(chunk)])
+    batch = crowded.decode([(token, n_before + i, 0) for i, token in enumerate(tokens[n_before:])])
+    assert np.array_equal(batch, np.array(single))
+
+
 @pytest.mark.parametrize("n_rows", [2, 3, 8, 16, 63, 64, 65])
 def test_logits_of_a_row_are_those_of_the_row_in_a_batch(target: _core.Model, prompts, n_rows: int) -> None:
-    """To the bit, over a cache that holds another sequence too."""
-    tokens = prompts[5][: 100 + n_rows]
-    other = prompts[6]
-    probe = _core._testing.TargetProbe(target, n_cells=1024, n_sequences=2)
-    probe.decode([(token, i, 0) for i, token in enumerate(tokens[:100])])
-    single = [probe.decode([(token, 100 + i, 0)])[0] for i, token in enumerate(tokens[100:])]
-    crowded = _core._testing.TargetProbe(target, n_cells=1024, n_sequences=2)
-    crowded.decode([(token, i, 1) for i, token in enumerate(other)])
-    for i in range(0, 100, 30):
-        crowded.decode([(token, i + j, 0) for j, token in enumerate(tokens[i : min(i + 30, 100)])])
-    batch = crowded.decode([(token, 100 + i, 0) for i, token in enumerate(tokens[100:])])
-    assert np.array_equal(batch, np.array(single))
+    compare_rows(target, prompts[5][: 100 + n_rows], prompts[6], 100)
+
+
+@pytest.mark.parametrize("quant", ["q8_0", "q4_0", "q4_k_m", "q6_k"])
+@pytest.mark.parametrize(("n_heads", "n_kv_heads", "head_dim"), [(14, 2, 64), (6, 1, 128)])
+def test_random_targets_of_other_shapes(tmp_path: Path, quant: str, n_heads: int, n_kv_heads: int, head_dim: int):
+    shape = Shape(256, 768, 3, n_heads, n_kv_heads, is_tied=True, head_dim=head_dim, vocab_size=2048)
+    write_random_target(tmp_path / "random.gguf", shape, quant, seed=1)
+    target = _core.Model.load_target(str(tmp_path / "random.gguf"))
+    rng = random.Random(2)
+    tokens, other = ([rng.randrange(2000) for _ in range(n)] for n in (580, 300))
+    compare_rows(target, tokens, other, 560)

@@ -64,9 +64,9 @@ struct Avx2 {
         return all[0] + all[1] + all[2] + all[3] + all[4] + all[5] + all[6] + all[7];
     }
 
-    // value where the score is not -inf, -1 elsewhere.
-    static Floats keep_seen(Floats score, Floats value) {
-        return _mm256_blendv_ps(set(-1.0F), value, _mm256_cmp_ps(score, set(-INFINITY), _CMP_NEQ_UQ));
+    // value where the score is not -inf.
+    static Floats keep_seen(Floats score, Floats value, float otherwise) {
+        return _mm256_blendv_ps(set(otherwise), value, _mm256_cmp_ps(score, set(-INFINITY), _CMP_NEQ_UQ));
     }
 
     // The largest magnitude among n halves, which order as integers. n: a multiple of 8.

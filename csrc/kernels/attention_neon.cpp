@@ -58,9 +58,9 @@ struct Neon {
 
     static float sum(Floats v) { return vaddvq_f32(vaddq_f32(v.low, v.high)); }
 
-    // value where the score is not -inf, -1 elsewhere.
-    static Floats keep_seen(Floats score, Floats value) {
-        return {keep_four(score.low, value.low), keep_four(score.high, value.high)};
+    // value where the score is not -inf.
+    static Floats keep_seen(Floats score, Floats value, float otherwise) {
+        return {keep_four(score.low, value.low, otherwise), keep_four(score.high, value.high, otherwise)};
     }
 
     // The largest magnitude among n halves, which order as integers. n: a multiple of 8.
@@ -75,8 +75,8 @@ struct Neon {
     }
 
   private:
-    static float32x4_t keep_four(float32x4_t score, float32x4_t value) {
-        return vbslq_f32(vceqq_f32(score, vdupq_n_f32(-INFINITY)), vdupq_n_f32(-1.0F), value);
+    static float32x4_t keep_four(float32x4_t score, float32x4_t value, float otherwise) {
+        return vbslq_f32(vceqq_f32(score, vdupq_n_f32(-INFINITY)), vdupq_n_f32(otherwise), value);
     }
     static float32x4_t scale_four(float32x4_t p, float32x4_t n) {
         return vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(p), vshlq_n_s32(vcvtq_s32_f32(n), 23)));

@@ -127,7 +127,8 @@ template <typename Simd> class RunRows {
                     mask = load_mask(token(row + i), block);
                 }
                 const Floats scaled = Simd::mul(score[i], Simd::set(attention_.scale));
-                Simd::store(scores(row + i) + block, Simd::add(scaled, mask));
+                // A hidden key may be anything, NaN too.
+                Simd::store(scores(row + i) + block, Simd::keep_seen(mask, Simd::add(scaled, mask), -INFINITY));
             }
         }
     }
@@ -161,7 +162,9 @@ template <typename Simd> class RunRows {
 
     void find_largest_values() {
         for (int64_t i = 0; i < n_padded_; ++i) {
-            scratch_.largest[static_cast<size_t>(i)] = Simd::largest_magnitude(cell_values(i), attention_.value_size);
+            const float largest = Simd::largest_magnitude(cell_values(i), attention_.value_size);
+            scratch_.largest[static_cast<size_t>(i)] = largest;
+            all_finite_ = all_finite_ && largest < kNotFinite;
         }
     }
 
@@ -174,7 +177,8 @@ template <typename Simd> class RunRows {
         for (int64_t i = 0; i < n_padded_; i += 8) { // hidden cells have no say
             const Floats score = Simd::load(s + i);
             largest = Simd::max(largest, score);
-            largest_value = Simd::max(largest_value, Simd::keep_seen(score, Simd::load(&scratch_.largest[size_t(i)])));
+            const Floats value = Simd::load(&scratch_.largest[static_cast<size_t>(i)]);
+            largest_value = Simd::max(largest_value, Simd::keep_seen(score, value, -1.0F));
         }
         const float most_value = Simd::largest(largest_value);
         if (most_value < 0.0F) { // sees nothing
@@ -218,17 +222,19 @@ template <typename Simd> class RunRows {
     // What n offsets add to a sum of bits.
     static uint32_t bias(float offset, int64_t n) { return std::bit_cast<uint32_t>(offset) * static_cast<uint32_t>(n); }
 
+    // What is not finite counts as 0: rows that see it are known, the others must not take weight 0 times it.
     void load_values(int64_t begin, int64_t end) {
         float* out = scratch_.values.data();
         for (int64_t i = begin; i < end; ++i) {
+            const bool is_finite = scratch_.largest[static_cast<size_t>(i)] < kNotFinite;
             for (int64_t d = 0; d < attention_.value_size; d += 8, out += 8) {
-                Simd::store(out, Simd::load_halves(cell_values(i) + d));
+                Simd::store(out, is_finite ? Simd::load_halves(cell_values(i) + d) : Simd::set(0.0F));
             }
         }
     }
 
     void add_values(int64_t begin, int64_t end) {
-        if (n_rows_ <= 2) { // each value is used once: a copy would not pay
+        if (n_rows_ <= 2 && all_finite_) { // each value is used once: a copy would not pay
             n_rows_ == 2 ? add_rows<2, false>(0, begin, end) : add_rows<1, false>(0, begin, end);
             return;
         }
@@ -308,6 +314,7 @@ template <typename Simd> class RunRows {
     AttentionScratch& scratch_;
     int64_t n_padded_;
     int64_t n_rows_;
+    bool all_finite_ = true; // the values
     const uint8_t* keys_ = nullptr;
     const uint8_t* values_ = nullptr;
     Row rows_[kRunRows];

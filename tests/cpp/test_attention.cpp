@@ -278,13 +278,20 @@ void test_largest_and_denormal_values() {
 void test_nan_spoils_only_rows_that_see_it() {
     Random random(9);
     for (const bool in_keys : {true, false}) {
-        Case made = make_case({2, 1, 1, 20, 8, 8}, random);
-        (in_keys ? made.k : made.v)[5 * 8 + 2] = 0x7e00;
-        made.mask[5] = kHidden;
-        made.mask[20 + 5] = 0;
-        const std::vector<float> y = run(made);
-        for (size_t d = 0; d < 8; ++d) {
-            CHECK(std::isfinite(y[d]) && std::isnan(y[8 + d]));
+        for (const int64_t n_heads : {1, 2}) {
+            for (const uint16_t bad : std::initializer_list<uint16_t>{0x7e00, 0x7c00}) { // NaN, infinity
+                Case made = make_case({2, n_heads, 1, 20, 8, 8}, random);
+                std::ranges::fill(made.mask, uint16_t{0}); // both tokens in one run
+                (in_keys ? made.k : made.v)[5 * 8 + 2] = bad;
+                made.mask[5] = kHidden;
+                const std::vector<float> y = run(made);
+                const std::vector<float> alone = run(one_token(made, 0));
+                CHECK(std::equal(alone.begin(), alone.end(), y.begin()));
+                CHECK(std::ranges::all_of(alone, [](float value) { return std::isfinite(value); }));
+                if (!in_keys || bad == 0x7e00) { // an infinite key may well give a weight of 0
+                    CHECK(std::all_of(y.begin() + n_heads * 8, y.end(), [](float value) { return std::isnan(value); }));
+                }
+            }
         }
     }
 }
