@@ -5,5 +5,6 @@ foreach(_choice "max=neon i8mm" "neoverse-n1=neon dotprod" "cortex-a76=neon dotp
     list(GET _choice 1 _isa)
     set(_run ${CMAKE_CROSSCOMPILING_EMULATOR} -cpu ${_cpu})
     add_test(NAME emulated_kernels_${_cpu} COMMAND ${_run} $<TARGET_FILE:test_kernels>)
+    add_test(NAME emulated_attention_${_cpu} COMMAND ${_run} $<TARGET_FILE:test_attention>)
     add_test(NAME emulated_kernel_oracle_${_cpu} COMMAND ${_run} $<TARGET_FILE:test_kernel_oracle> ${_isa})
 endforeach()

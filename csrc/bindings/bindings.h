@@ -8,6 +8,7 @@ void register_chat(pybind11::module_& module);
 void register_engine(pybind11::module_& module);
 void register_testing(pybind11::module_& module);
 void register_context_probe(pybind11::module_& module); // after register_testing
+void register_target_probe(pybind11::module_& module);  // likewise
 void register_graph_head(pybind11::module_& module);
 void register_math(pybind11::module_& module);
 void register_synthetic(pybind11::module_& module);

@@ -50,6 +50,7 @@ PYBIND11_MODULE(_core, module) {
     register_engine(module);
     register_testing(module);
     register_context_probe(module);
+    register_target_probe(module);
     register_graph_head(module);
     register_math(module);
     register_scheduler(module);
