@@ -36,19 +36,20 @@ class Measurement {
     }
 
   private:
+    // As the engine runs them: what a pass costs depends on the one before. A drafter's pass leaves other weights in
+    // the processor's caches, and a batch of another shape has its graph built anew.
     void measure() {
         if (drafter_ != nullptr) {
             drafter_->begin_recording();
         }
-        fill_sequences(1);
+        fill_sequences(options_.n_sequences);
         (void)time_rows(1, true); // buffers and caches warm
         const double budget = options_.budget_ms;
-        curves_.verify = sweep(verify_sizes(), budget * (drafter_ != nullptr ? 0.45 : 0.6),
-                               [&](int32_t n) { return time_rows(n, true); });
+        curves_.plain = sweep(request_sizes(), budget * 0.15, [&](int32_t n) { return time_plain(n); });
+        curves_.verify = sweep(verify_sizes(), budget * (drafter_ != nullptr ? 0.55 : 0.6),
+                               [&](int32_t n) { return time_behind_draft(n); });
         if (drafter_ != nullptr) {
-            fill_sequences(options_.n_sequences);
-            (void)time_draft(1);
-            curves_.draft = sweep(draft_sizes(), budget * 0.65, [&](int32_t n) { return time_draft(n); });
+            curves_.draft = sweep(request_sizes(), budget * 0.7, [&](int32_t n) { return time_draft(n); });
         }
         measure_prefill(budget * 0.9);
         measure_context();
@@ -87,7 +88,7 @@ class Measurement {
         return sizes;
     }
 
-    [[nodiscard]] std::vector<int32_t> draft_sizes() const {
+    [[nodiscard]] std::vector<int32_t> request_sizes() const {
         std::vector<int32_t> sizes;
         for (int32_t n = 1; n < options_.n_sequences; n += std::max(1, n / 2)) {
             sizes.push_back(n);
@@ -139,6 +140,7 @@ class Measurement {
             (void)decode_and_inject();
         }
         end_ = n_prompt;
+        n_filled_ = n;
     }
 
     double time_rows(int32_t n, bool output) {
@@ -150,12 +152,42 @@ class Measurement {
         if (n <= target_.max_rollback()) {
             target_.remove(0, end_);
         } else {
-            fill_sequences(1); // a recurrent state that cannot go back so far
+            fill_sequences(n_filled_); // a recurrent state that cannot go back so far
         }
         return ms;
     }
 
+    double time_plain(int32_t n) {
+        (void)time_rows(n, true);
+        return time_rows(n, true);
+    }
+
+    double time_behind_draft(int32_t n) {
+        if (drafter_ != nullptr) {
+            draft_blocks(1);
+        }
+        return time_rows(n, true);
+    }
+
+    // Behind a target's pass and the injection of what it gave, which is not counted.
     double time_draft(int32_t n) {
+        rows_.clear();
+        for (int32_t sequence = 0; sequence < n; ++sequence) {
+            add_rows(sequence, end_, 1, false);
+        }
+        (void)decode_and_inject();
+        ++end_;
+        (void)drafter_->take_times();
+        const double ms = draft_blocks(n) - drafter_->take_times().inject_ms;
+        --end_;
+        for (int32_t sequence = 0; sequence < n; ++sequence) {
+            target_.remove(sequence, end_);
+            drafter_->remove(sequence, end_);
+        }
+        return ms;
+    }
+
+    double draft_blocks(int32_t n) {
         std::vector<DraftTask> tasks;
         for (int32_t sequence = 0; sequence < n; ++sequence) {
             DraftTask task;
@@ -172,7 +204,7 @@ class Measurement {
 
     // A draft first injects what waits.
     void measure_injection(double end_ms) {
-        (void)time_draft(1);
+        (void)draft_blocks(1);
         for (const int32_t n : {1, 2, 4, 8, 32, 128}) {
             if (end_ + n >= options_.n_cells || n > options_.n_batch || (n > 1 && elapsed_ms() > end_ms)) {
                 return;
@@ -184,7 +216,7 @@ class Measurement {
                 (void)decode_and_inject();
                 end_ += n;
                 (void)drafter_->take_times();
-                (void)time_draft(1);
+                (void)draft_blocks(1);
                 ms = drafter_->take_times().inject_ms;
                 if (end_ + n >= options_.n_cells || elapsed_ms() > end_ms) {
                     return;
@@ -228,12 +260,12 @@ class Measurement {
         }
         std::array<double, 3> samples{};
         for (double& ms : samples) {
-            ms = time_rows(n_rows, true);
+            ms = time_behind_draft(n_rows);
         }
         std::sort(samples.begin(), samples.end());
         curves_.verify_ms_per_row_cell = std::max(0.0, samples[1] - base_ms) / (static_cast<double>(n_rows) * n_more);
         if (drafter_ != nullptr && !curves_.draft.empty()) {
-            (void)time_draft(1); // the first one may inject what was queued
+            (void)draft_blocks(1); // injects what was queued
             for (double& ms : samples) {
                 ms = time_draft(1);
             }
@@ -249,7 +281,8 @@ class Measurement {
     CostCurves curves_;
     RandomStream random_{1};
     uint64_t n_drawn_ = 0;
-    int32_t end_ = 0; // positions that sequence 0 holds
+    int32_t end_ = 0;      // positions that every filled sequence holds; sequence 0 may hold more
+    int32_t n_filled_ = 0; // sequences
     std::vector<BatchRow> rows_;
     std::vector<ContextRow> context_;
     std::vector<BlockDraft> drafts_;

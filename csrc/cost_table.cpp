@@ -11,12 +11,14 @@ namespace {
 
 constexpr int32_t kTrustedSamples = 3; // a size nobody measured at load counts from here on
 constexpr int32_t kLoadWeight = 3;     // samples that the value from load counts for
+constexpr int32_t kGuessWeight = 2;    // samples that the interpolated value counts for: outliers alone teach nothing
 
 } // namespace
 
 void CostCurves::validate() const {
-    for (const auto& [name, points] : {std::pair("verify", &verify), std::pair("prefill", &prefill),
-                                       std::pair("draft", &draft), std::pair("inject", &inject)}) {
+    for (const auto& [name, points] :
+         {std::pair("verify", &verify), std::pair("plain", &plain), std::pair("prefill", &prefill),
+          std::pair("draft", &draft), std::pair("inject", &inject)}) {
         int32_t last = 0;
         for (const auto& [size, ms] : *points) {
             if (size <= last || !std::isfinite(ms) || ms < 0) {
@@ -46,12 +48,10 @@ void MedianRing::push(double value) {
     values_[next_] = value;
     next_ = (next_ + 1) % kCapacity;
     n_ = std::min(n_ + 1, static_cast<int32_t>(kCapacity));
+    median_ = find_median();
 }
 
-double MedianRing::median() const {
-    if (n_ == 0) {
-        return 0;
-    }
+double MedianRing::find_median() const {
     std::array<double, kCapacity> sorted = values_;
     const auto end = sorted.begin() + n_;
     const auto middle = sorted.begin() + n_ / 2;
@@ -60,6 +60,23 @@ double MedianRing::median() const {
         return *middle;
     }
     return 0.5 * (*middle + *std::max_element(sorted.begin(), middle));
+}
+
+// ---- beside the passes ----
+
+void OverheadLine::push(int32_t n_rows, double ms) {
+    const double most_ms = kMost * at(n_rows);
+    const double y = weight_ > 4 && most_ms > 0 ? std::min(ms, most_ms) : ms;
+    const double x = n_rows;
+    weight_ = kMemory * weight_ + 1;
+    rows_ = kMemory * rows_ + x;
+    rows_squared_ = kMemory * rows_squared_ + x * x;
+    ms_ = kMemory * ms_ + y;
+    rows_ms_ = kMemory * rows_ms_ + x * y;
+    const double spread = rows_squared_ - rows_ * rows_ / weight_;
+    const double slope = spread > 1e-9 ? (rows_ms_ - rows_ * ms_ / weight_) / spread : 0.0;
+    slope_ms_ = std::clamp(slope, 0.0, rows_ > 0 ? ms_ / rows_ : 0.0); // neither part of it is below 0
+    base_ms_ = (ms_ - slope_ms_ * rows_) / weight_;
 }
 
 // ---- one curve ----
@@ -81,9 +98,15 @@ bool CostCurve::knows(int32_t size) const {
 }
 
 void CostCurve::observe(int32_t size, double ms) {
-    Point& point = points_[size];
+    const auto [found, is_new] = points_.try_emplace(size);
+    Point& point = found->second;
+    if (is_new && !known_.empty()) {
+        for (int32_t i = 0; i < kGuessWeight; ++i) {
+            point.samples.push(at(size));
+        }
+    }
     point.samples.push(ms);
-    point.is_trusted = point.is_trusted || point.samples.size() >= kTrustedSamples;
+    point.is_trusted = point.is_trusted || ++point.n_seen >= kTrustedSamples;
     refresh();
 }
 
@@ -162,10 +185,14 @@ void ContextCost::observe(int32_t size, int32_t n_cells, double ms) {
 
 CostTable::CostTable(const CostCurves& measured)
     : verify_(measured.verify, measured.verify_ms_per_row_cell),
+      plain_(measured.plain, measured.verify_ms_per_row_cell),
       prefill_(measured.prefill, measured.verify_ms_per_row_cell),
       draft_(measured.draft, measured.draft_ms_per_block_cell), inject_(measured.inject) {}
 
 double CostTable::undisturbed_verify_ms(const PassShape& pass) const {
+    if (pass.is_repeat && !plain_.is_empty()) {
+        return plain_.at(pass.n_rows, pass.n_cells);
+    }
     if (pass.n_prefill_rows == 0) {
         return verify_.at(pass.n_rows, pass.n_cells);
     }
@@ -182,6 +209,9 @@ double CostTable::draft_ms(int32_t n_blocks, int32_t n_cells) const {
 }
 
 bool CostTable::knows(const PassShape& pass) const {
+    if (pass.is_repeat) {
+        return plain_.knows(pass.n_rows, pass.n_cells);
+    }
     return pass.n_prefill_rows == 0 ? verify_.knows(pass.n_rows, pass.n_cells)
                                     : prefill_.knows(pass.n_rows + pass.n_prefill_rows, pass.n_cells);
 }
@@ -209,6 +239,8 @@ void CostTable::learn_held() {
         const double undisturbed_ms = timed.ms / slowdown();
         if (timed.n_blocks > 0) {
             draft_.observe(timed.n_blocks, pass.n_cells, undisturbed_ms);
+        } else if (pass.is_repeat) {
+            plain_.observe(pass.n_rows, pass.n_cells, undisturbed_ms);
         } else if (pass.n_prefill_rows == 0) {
             verify_.observe(pass.n_rows, pass.n_cells, undisturbed_ms);
         } else if (pass.n_rows <= 1) { // a prompt's chunk, with at most the one output at its end
@@ -231,7 +263,7 @@ void CostTable::observe_inject(int32_t n_rows, double ms) {
 }
 
 CostCurves CostTable::curves() const {
-    return {verify_.points(), prefill_.points(),  draft_.points(),
+    return {verify_.points(), plain_.points(),    prefill_.points(), draft_.points(),
             inject_.points(), verify_.slope_ms(), draft_.slope_ms()};
 }
 

@@ -25,7 +25,10 @@ using CostPoints = std::vector<std::pair<int32_t, double>>; // (size, ms), ascen
 
 // All in milliseconds, with a cache of at most kBaseCells cells in use.
 struct CostCurves {
-    CostPoints verify;                 // rows, each with logits
+    // Rows, each with logits. A pass whose shape differs from the last one's, as drafts make it: its graph is built
+    // anew.
+    CostPoints verify;
+    CostPoints plain;                  // rows of plain decoding: pass after pass of one shape; empty: as verify
     CostPoints prefill;                // rows without logits
     CostPoints draft;                  // blocks drafted in one pass, sequential head included
     CostPoints inject;                 // context rows written into the drafter's cache before a draft
@@ -40,14 +43,36 @@ struct CostCurves {
 class MedianRing {
   public:
     void push(double value);
-    [[nodiscard]] double median() const; // 0 when empty
+    [[nodiscard]] double median() const { return median_; } // 0 when empty
     [[nodiscard]] int32_t size() const { return n_; }
 
   private:
+    [[nodiscard]] double find_median() const;
+
     static constexpr size_t kCapacity = 9;
     std::array<double, kCapacity> values_{};
     size_t next_ = 0;
     int32_t n_ = 0;
+    double median_ = 0; // read several times a step
+};
+
+// What a step takes beside its passes, as a line over its drafted rows: decayed least squares. A sample far above the
+// line is cut: a pause of the machine teaches nothing.
+class OverheadLine {
+  public:
+    void push(int32_t n_rows, double ms);
+    [[nodiscard]] double at(int32_t n_rows) const { return base_ms_ + slope_ms_ * n_rows; }
+
+  private:
+    static constexpr double kMemory = 0.97;
+    static constexpr double kMost = 3; // times what the line says
+    double weight_ = 0;
+    double rows_ = 0; // weighted sums
+    double rows_squared_ = 0;
+    double ms_ = 0;
+    double rows_ms_ = 0;
+    double base_ms_ = 0;
+    double slope_ms_ = 0;
 };
 
 class CostCurve {
@@ -63,6 +88,7 @@ class CostCurve {
   private:
     struct Point {
         MedianRing samples;
+        int32_t n_seen = 0;
         bool is_trusted = false; // measured at load, or seen often enough
     };
     void refresh();
@@ -80,6 +106,7 @@ class ContextCost {
 
     [[nodiscard]] double at(int32_t size, int32_t n_cells) const;
     [[nodiscard]] bool knows(int32_t size, int32_t n_cells) const;
+    [[nodiscard]] bool is_empty() const { return base_.points().empty() && buckets_.empty(); }
     void observe(int32_t size, int32_t n_cells, double ms);
     [[nodiscard]] const CostPoints& points() const { return base_.points(); }
     [[nodiscard]] double slope_ms() const { return slope_ms_; }
@@ -100,6 +127,7 @@ struct PassShape {
     int32_t n_rows = 0;         // with logits
     int32_t n_prefill_rows = 0; // without
     int32_t n_cells = 0;        // cells in use before it
+    bool is_repeat = false;     // rows with logits alone, and the pass before it had the same shape
 };
 
 class CostTable {
@@ -133,6 +161,7 @@ class CostTable {
     [[nodiscard]] bool knows(const PassShape& pass) const;
 
     ContextCost verify_;
+    ContextCost plain_;
     ContextCost prefill_;
     ContextCost draft_;
     CostCurve inject_;

@@ -180,13 +180,17 @@ void Engine::admit() {
     open_lanes();
 }
 
-// A round of l drafted tokens commits up to l + 1, which must fit max_tokens and the context.
+// Within max_tokens and the context.
+int32_t Engine::tokens_left(const Request& request) const {
+    return std::min(request.n_remaining(), options_.n_ctx - static_cast<int32_t>(request.tokens.size()));
+}
+
+// A round of l drafted tokens commits up to l + 1.
 int32_t Engine::most_drafts(const Request& request) const {
     if (!drafter_) {
         return 0;
     }
-    const int32_t room = options_.n_ctx - static_cast<int32_t>(request.tokens.size());
-    int32_t most = std::min({drafter_->block_size(), request.n_remaining() - 1, room - 1});
+    int32_t most = std::min(drafter_->block_size(), tokens_left(request) - 1);
     if (request.options.draft_limit >= 0) {
         most = std::min(most, request.options.draft_limit);
     }
@@ -209,6 +213,7 @@ void Engine::propose() {
                         options.sampling.is_greedy() ? 0.0 : options.sampling.temperature};
         proposal.policy = policy_of(*lane.request);
         proposal.most = lane.most;
+        proposal.n_left = tokens_left(*lane.request);
         proposal.n_waiting = drafter_ ? drafter_->n_waiting(lane.request->sequence) : 0;
         proposal.is_free = options.rule() == Verification::exact;
         lane.proposal = proposals_.size();
@@ -221,28 +226,25 @@ void Engine::draft() {
     load_ = step_load();
     scheduler_->select(proposals_, load_);
     tasks_.clear();
+    int32_t n_waiting = 0;
     for (Lane& lane : lanes_) {
         if (lane.is_prefill) {
             continue;
         }
-        const DraftDecision decision = proposals_[lane.proposal].decision;
-        lane.is_drafting = decision == DraftDecision::draft || decision == DraftDecision::probe;
+        const Proposal& proposal = proposals_[lane.proposal];
+        lane.is_drafting = is_drafting(proposal.decision);
         if (!lane.is_drafting) {
             continue;
         }
+        n_waiting += proposal.n_waiting;
         Request& request = *lane.request;
         lane.draft = tasks_.size();
         tasks_.push_back({request.id, request.sequence, request.tokens.back(), request.anchor_position(),
                           draft_truncation(request.options), request.random, &request.options.sampling,
                           &request.counts});
     }
-    n_drafting_ = static_cast<int32_t>(tasks_.size());
     if (tasks_.empty()) {
         return;
-    }
-    int32_t n_waiting = 0;
-    for (const DraftTask& task : tasks_) {
-        n_waiting += drafter_->n_waiting(task.sequence);
     }
     const auto begin = Clock::now();
     drafts_.resize(std::max(drafts_.size(), tasks_.size()));
@@ -304,7 +306,7 @@ void Engine::add_decode_rows(Lane& lane) {
 
 void Engine::finish(Request& request, FinishReason reason, const std::string& error) {
     request.phase = Phase::finished;
-    scheduler_->forget(request.id);
+    scheduler_->finish(request.id, request.n_generated());
     Event& event = event_of(request);
     event.finish_reason = reason;
     event.error = error;

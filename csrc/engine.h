@@ -131,6 +131,7 @@ class Engine {
     void take_cancelled();
     void take_queued();
     void open_lanes();
+    [[nodiscard]] int32_t tokens_left(const Request& request) const;
     [[nodiscard]] int32_t most_drafts(const Request& request) const;
     void propose();
     [[nodiscard]] StepLoad step_load() const;
@@ -199,7 +200,6 @@ class Engine {
     std::vector<Event> events_;
     std::vector<Distribution> row_distributions_;
     StepLoad load_;
-    int32_t n_drafting_ = 0;
     std::optional<Clock::time_point> last_step_end_; // empty: nothing was running then
     double pause_ms_ = 0;                            // between the last step and this one, the caller's work
     int32_t n_pushed_ = 0; // drafted tokens pushed into the counts of the lane under verification

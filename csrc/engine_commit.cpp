@@ -230,8 +230,7 @@ bool Engine::keeps_context(const Request& request) const {
     if (!drafter_ || request.options.draft_limit == 0) {
         return false;
     }
-    const Policy& policy = policy_of(request);
-    return policy.kind != Policy::Kind::off && (policy.kind != Policy::Kind::fixed || policy.length > 0);
+    return !policy_of(request).never_drafts();
 }
 
 void Engine::keep_context(const Lane& lane, int32_t n_rows) {

@@ -202,21 +202,21 @@ namespace {
 // What drafting a set of blocks is worth, blocks joining one after the other.
 class DraftSearch {
   public:
-    DraftSearch(std::span<const DraftedBlock> blocks, std::span<const double> cost_ms, std::span<const double> draft_ms,
-                double tokens_per_ms, double bonus_tokens)
-        : cost_ms_(cost_ms), draft_ms_(draft_ms), price_(tokens_per_ms), bonus_(bonus_tokens) {
+    DraftSearch(std::span<const DraftedBlock> blocks, const DraftCosts& costs, double tokens_per_ms)
+        : blocks_(blocks), costs_(costs), price_(tokens_per_ms) {
         for (size_t i = 0; i < blocks.size(); ++i) {
             per_block_.push_back(expected_slots(blocks[i], i));
         }
         best_.is_drafting.assign(blocks.size(), 0);
+        best_.tokens_per_ms = tokens_per_ms;
     }
 
-    // Blocks join by their value beyond what a row costs; row_price 0: by expected tokens.
+    // Blocks join by their value beyond what a row and their entry cost; row_price 0: rows are free.
     void search(double row_price) {
         std::vector<double> worth;
-        for (const auto& slots : per_block_) {
-            worth.push_back(0);
-            for (const Slot& slot : slots) {
+        for (size_t i = 0; i < blocks_.size(); ++i) {
+            worth.push_back(-price_ * blocks_[i].entry_ms);
+            for (const Slot& slot : per_block_[i]) {
                 worth.back() += std::max(0.0, slot.value - row_price);
             }
         }
@@ -224,8 +224,9 @@ class DraftSearch {
         std::iota(order.begin(), order.end(), 0);
         std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return worth[a] > worth[b]; });
         slots_.clear();
+        entry_ms_ = 0;
         for (size_t n = 1; n <= order.size(); ++n) {
-            join(per_block_[order[n - 1]]);
+            join(order[n - 1]);
             weigh(std::span(order).first(n));
         }
     }
@@ -235,33 +236,35 @@ class DraftSearch {
     [[nodiscard]] double row_price() const { return price_ * best_row_ms_; }
 
   private:
-    void join(const std::vector<Slot>& added) {
+    void join(size_t block) {
+        const std::vector<Slot>& added = per_block_[block];
         const auto middle = static_cast<std::ptrdiff_t>(slots_.size());
         slots_.insert(slots_.end(), added.begin(), added.end());
         std::inplace_merge(slots_.begin(), slots_.begin() + middle, slots_.end(), is_worth_more);
+        entry_ms_ += blocks_[block].entry_ms;
     }
 
     void weigh(std::span<const size_t> members) {
         if (slots_.empty()) {
             return;
         }
-        const size_t n_paying = best_count(slots_, cost_ms_, 0, price_);
+        const size_t n_paying = best_count(slots_, costs_.cost_ms, 0, price_);
         const size_t count = std::max<size_t>(n_paying, 1); // where none pays: what the first would do
         double value = 0;
         for (size_t k = 0; k < count; ++k) {
             value += slots_[k].value;
         }
-        const double verify_ms = cost_ms_[count] - cost_ms_[0];
+        const double verify_ms = costs_.cost_ms[count] - costs_.cost_ms[0];
         const double verify_gain = n_paying > 0 ? value - price_ * verify_ms : 0.0;
-        const double gain =
-            verify_gain + static_cast<double>(members.size()) * bonus_ - price_ * draft_ms_[members.size()];
+        const double draft_ms = costs_.draft_ms[members.size()] + entry_ms_;
+        const double gain = verify_gain + static_cast<double>(members.size()) * costs_.bonus_tokens - price_ * draft_ms;
         if (gain <= best_gain_) {
             return;
         }
         best_gain_ = gain;
         best_row_ms_ = verify_ms / static_cast<double>(count);
         best_.n_tokens = value;
-        best_.extra_ms = draft_ms_[members.size()] + verify_ms;
+        best_.extra_ms = draft_ms + verify_ms;
         best_.is_drafting.assign(per_block_.size(), 0);
         if (gain > 0) {
             best_.gain_tokens = gain;
@@ -272,12 +275,12 @@ class DraftSearch {
         }
     }
 
-    std::span<const double> cost_ms_;
-    std::span<const double> draft_ms_;
+    std::span<const DraftedBlock> blocks_;
+    const DraftCosts& costs_;
     double price_;
-    double bonus_;
     std::vector<std::vector<Slot>> per_block_;
     std::vector<Slot> slots_; // of the blocks that joined, best first
+    double entry_ms_ = 0;     // of the blocks that joined
     DraftChoice best_;
     double best_gain_ = -std::numeric_limits<double>::infinity();
     double best_row_ms_ = 0;
@@ -285,12 +288,27 @@ class DraftSearch {
 
 } // namespace
 
-DraftChoice choose_drafting(std::span<const DraftedBlock> blocks, std::span<const double> cost_ms,
-                            std::span<const double> draft_ms, double tokens_per_ms, double bonus_tokens) {
-    DraftSearch search(blocks, cost_ms, draft_ms, tokens_per_ms, bonus_tokens);
+DraftChoice choose_drafting(std::span<const DraftedBlock> blocks, const DraftCosts& costs, double tokens_per_ms) {
+    DraftSearch search(blocks, costs, tokens_per_ms);
     search.search(0);
     search.search(search.row_price()); // few rows among many blocks: good first slots beat long tails
     return search.best();
+}
+
+DraftChoice choose_fastest_drafting(std::span<const DraftedBlock> blocks, const DraftCosts& costs, int32_t n_requests) {
+    constexpr int32_t kMostRounds = 4; // it converges faster than linearly
+    constexpr double kConverged = 1.001;
+    const double plain_ms = costs.cost_ms[0];
+    DraftChoice choice = choose_drafting(blocks, costs, plain_ms > 0 ? n_requests / plain_ms : 0);
+    for (int32_t round = 1; round < kMostRounds && choice.gain_tokens > 0 && plain_ms > 0; ++round) {
+        const double n_tokens = n_requests + choice.gain_tokens + choice.tokens_per_ms * choice.extra_ms;
+        const double rate = n_tokens / (plain_ms + choice.extra_ms);
+        if (rate < kConverged * choice.tokens_per_ms) {
+            break;
+        }
+        choice = choose_drafting(blocks, costs, rate);
+    }
+    return choice;
 }
 
 } // namespace dspark

@@ -26,6 +26,7 @@ struct Policy {
     int32_t length = 0;
     double threshold = 0;
 
+    [[nodiscard]] bool never_drafts() const { return kind == Kind::off || (kind == Kind::fixed && length <= 0); }
     bool operator==(const Policy&) const = default;
 };
 
@@ -39,6 +40,7 @@ struct DraftedBlock {
     std::span<const double> expected;   // (>= most,) the same as older rounds expect it
     bool is_free = false;               // its rule is lossless under any policy: later confidences may be used
     double weight = 1;                  // what one of its tokens is worth
+    double entry_ms = 0; // what beginning to draft costs it once, spread over the rounds it can be expected to have
 };
 
 // The prefix before the first confidence below `threshold`.
@@ -66,19 +68,33 @@ double adaptive_prefixes(std::span<const DraftedBlock> blocks, std::span<const d
 [[nodiscard]] int32_t equal_prefix(std::span<const DraftedBlock> blocks, std::span<const double> cost_ms,
                                    double tokens_per_ms);
 
-// Before drafting: who is worth a draft, from `expected` alone. draft_ms[n]: time to draft n blocks, n = 0 .. blocks.
-// bonus_tokens: what knowing the confidences adds to the gain of a block beyond its expectation (an option is worth
-// more than the average of what it gives).
+// Before drafting: who is worth a draft, from `expected` alone.
 struct DraftChoice {
     std::vector<int8_t> is_drafting; // (n_blocks,)
     double gain_tokens = 0;          // expected: tokens - price * extra time; 0 when nobody drafts
-    double verify_gain_tokens = 0;   // the same without the time to draft and without bonuses
+    double verify_gain_tokens = 0;   // the same without the time to draft, entries and bonuses
+    double tokens_per_ms = 0;        // the price
     // The best that drafting can do, whether that pays or not:
     double n_tokens = 0; // drafted tokens expected to be accepted
     double extra_ms = 0; // time beyond the plain step
 };
-[[nodiscard]] DraftChoice choose_drafting(std::span<const DraftedBlock> blocks, std::span<const double> cost_ms,
-                                          std::span<const double> draft_ms, double tokens_per_ms,
-                                          double bonus_tokens = 0);
+
+// What drafting costs. bonus_tokens: what knowing the confidences adds to the gain of a block beyond its expectation
+// (an option is worth more than the average of what it gives).
+struct DraftCosts {
+    std::span<const double> cost_ms;  // as above
+    std::span<const double> draft_ms; // [n]: time to draft n blocks, n = 0 .. n_blocks
+    double bonus_tokens = 0;
+};
+
+[[nodiscard]] DraftChoice choose_drafting(std::span<const DraftedBlock> blocks, const DraftCosts& costs,
+                                          double tokens_per_ms);
+
+// The same at the price that the step itself sets: the most tokens per ms it can be expected to make, found from plain
+// decoding (n_requests tokens in cost_ms[0]) upwards (Dinkelbach). What a request has to write is a text and not a
+// time, so each step is best at its own rate, whatever rate other texts reach; and an expectation, unlike the speed of
+// recent steps, does not swing with their luck.
+[[nodiscard]] DraftChoice choose_fastest_drafting(std::span<const DraftedBlock> blocks, const DraftCosts& costs,
+                                                  int32_t n_requests);
 
 } // namespace dspark

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
+#include <numeric>
 
 namespace dspark {
 
@@ -12,8 +12,9 @@ constexpr double kMemory = 0.97;      // of the speedup: about 30 steps
 constexpr double kBonusStep = 0.05;   // of the bonus: about 20 drafted steps
 constexpr double kProbeShare = 0.008; // of the time goes into probing at most
 constexpr double kProbeRate = 0.9;    // a probe is as long as would pay if drafts were this good
-constexpr int32_t kRoundRows = 3; // context rows a round leaves to be injected; a long wait is paid once, by a probe
-constexpr double kMinPlain = 8;   // plain tokens' worth of time before the measured speedup counts
+constexpr int32_t kRoundRows = 3;   // context rows a round leaves to be injected; a long wait is paid once, by a probe
+constexpr double kLengthStep = 0.1; // of the mean length: about 10 answers
+constexpr double kMinPlain = 8;     // plain tokens' worth of time before the measured speedup counts
 
 int32_t fixed_rows(const Proposal& proposal) { return std::min(proposal.policy.length, proposal.most); }
 
@@ -30,9 +31,29 @@ int32_t other_rows(const Proposal& proposal) {
     }
 }
 
+// Of a round that verifies the whole block.
+double expected_tokens(const DraftedBlock& block) {
+    double survival = 1;
+    double n_tokens = 1;
+    for (int32_t k = 0; k < block.most; ++k) {
+        survival *= block.expected[static_cast<size_t>(k)];
+        n_tokens += survival;
+    }
+    return n_tokens;
+}
+
 bool drafts_always(const Proposal& proposal) {
-    return proposal.most > 0 && proposal.policy.kind != Policy::Kind::off &&
-           proposal.policy.kind != Policy::Kind::adaptive;
+    return proposal.most > 0 && proposal.policy.kind != Policy::Kind::adaptive && !proposal.policy.never_drafts();
+}
+
+PassShape pass_of(const StepLoad& load, int32_t n_rows) { return {n_rows, load.n_prefill_rows, load.n_cells}; }
+
+bool has_one_shape(const PassShape& a, const PassShape& b) {
+    return a.n_rows == b.n_rows && a.n_prefill_rows == 0 && b.n_prefill_rows == 0;
+}
+
+int32_t sum_rows(std::span<const int32_t> prefix_len) {
+    return std::accumulate(prefix_len.begin(), prefix_len.end(), 0);
 }
 
 } // namespace
@@ -44,47 +65,68 @@ double Scheduler::speedup() const { return n_plain_ < kMinPlain ? 1.0 : std::max
 
 // ---- what things cost ----
 
-double Scheduler::step_ms(const StepLoad& load, int32_t n_rows) const {
-    return pass_ms({n_rows, load.n_prefill_rows, load.n_cells}) + overhead_ms_.median();
-}
-
 // Where a batch of unequal lengths is split, prompts beside rounds are a pass of their own.
 double Scheduler::pass_ms(const PassShape& pass) const {
     if (!options_.equal_lengths) {
         return costs_.verify_ms(pass);
     }
-    return costs_.verify_ms({pass.n_rows, 0, pass.n_cells}) + costs_.verify_ms({0, pass.n_prefill_rows, pass.n_cells});
+    return costs_.verify_ms({pass.n_rows, 0, pass.n_cells, pass.is_repeat}) +
+           costs_.verify_ms({0, pass.n_prefill_rows, pass.n_cells});
 }
 
-// cost[n]: the step with n drafted rows of the group in it.
-std::vector<double> Scheduler::row_costs(const StepLoad& load, size_t n_requests, int32_t n_other_rows) const {
+double Scheduler::step_ms(const PassShape& pass, int32_t n_drafted_rows) const {
+    return pass_ms(pass) + overhead_.at(n_drafted_rows);
+}
+
+// Of plain decoding that goes on: pass after pass of one shape.
+double Scheduler::plain_ms(const StepLoad& load, int32_t n_requests) const {
+    return step_ms({n_requests, load.n_prefill_rows, load.n_cells, load.n_prefill_rows == 0}, 0);
+}
+
+void Scheduler::price_rows(const StepLoad& load, size_t n_requests, int32_t n_other_rows, bool is_after_draft) {
     int32_t n_most = 0;
     for (const DraftedBlock& block : group_.blocks) {
         n_most += block.most;
     }
-    std::vector<double> cost_ms;
-    for (int32_t n = 0; n <= n_most; ++n) {
-        cost_ms.push_back(step_ms(load, static_cast<int32_t>(n_requests) + n_other_rows + n) +
-                          n * row_overhead_ms_.median());
+    const int32_t n_rows = static_cast<int32_t>(n_requests) + n_other_rows;
+    row_ms_.clear();
+    const bool is_plain = n_other_rows == 0 && !is_after_draft;
+    row_ms_.push_back(is_plain ? plain_ms(load, n_rows) : step_ms(pass_of(load, n_rows), n_other_rows));
+    for (int32_t n = 1; n <= n_most; ++n) {
+        row_ms_.push_back(step_ms(pass_of(load, n_rows + n), n_other_rows + n));
     }
-    return cost_ms;
 }
 
-// cost[n]: drafting n blocks of the group beside those of n_others.
-std::vector<double> Scheduler::block_costs(const StepLoad& load, int32_t n_others) const {
-    std::vector<double> cost_ms;
-    for (size_t n = 0; n <= group_.blocks.size(); ++n) {
-        cost_ms.push_back(costs_.draft_ms(n_others + static_cast<int32_t>(n), load.n_cells) -
-                          costs_.draft_ms(n_others, load.n_cells) +
-                          costs_.inject_ms(static_cast<int32_t>(n) * kRoundRows));
+// Beside the blocks of n_others that are drafted anyway.
+void Scheduler::price_drafts(const StepLoad& load, int32_t n_others) {
+    draft_ms_.clear();
+    for (int32_t n = 0; n <= static_cast<int32_t>(group_.blocks.size()); ++n) {
+        draft_ms_.push_back(costs_.draft_ms(n_others + n, load.n_cells) - costs_.draft_ms(n_others, load.n_cells) +
+                            costs_.inject_ms(n * kRoundRows));
     }
-    return cost_ms;
 }
 
-// Tokens that a millisecond of this engine makes when it only decodes: what time spent elsewhere costs.
-double Scheduler::price(const StepLoad& load, size_t n_requests) const {
-    const double plain_ms = step_ms({0, load.n_cells}, static_cast<int32_t>(n_requests));
-    return plain_ms > 0 ? speedup() * static_cast<double>(n_requests) / plain_ms : 0;
+// A first draft injects all rows that wait, a prompt's mostly: worth it the more, the more rounds are to come. How many
+// tokens a text still has is not known: at most n_left, and on average what texts have had (as if ends came at random).
+void Scheduler::price_entries(std::span<const Proposal> proposals) {
+    int32_t n_rows = 0;
+    for (const size_t i : group_.members) {
+        n_rows += std::max(0, proposals[i].n_waiting - kRoundRows);
+    }
+    if (n_rows == 0) {
+        return;
+    }
+    const double row_ms = costs_.inject_ms(n_rows) / n_rows; // those who begin together inject in one pass
+    for (size_t member = 0; member < group_.members.size(); ++member) {
+        const Proposal& proposal = proposals[group_.members[member]];
+        DraftedBlock& block = group_.blocks[member];
+        double n_left = proposal.n_left;
+        if (mean_length_ > 0) {
+            n_left = std::min(n_left, mean_length_);
+        }
+        const double n_rounds = std::max(1.0, n_left / expected_tokens(block));
+        block.entry_ms = std::max(0, proposal.n_waiting - kRoundRows) * row_ms / n_rounds;
+    }
 }
 
 // ---- gathering ----
@@ -94,9 +136,8 @@ void Scheduler::gather(std::span<const Proposal> proposals, Policy::Kind kind, b
     group_.members.clear();
     group_.blocks.clear();
     for (size_t i = 0; i < proposals.size(); ++i) {
-        const DraftDecision decision = proposals[i].decision;
-        const bool drafted = decision == DraftDecision::draft || decision == DraftDecision::probe;
-        if (proposals[i].policy.kind == kind && proposals[i].most > 0 && (drafted || !is_after_draft)) {
+        const bool may_draft = !is_after_draft || is_drafting(proposals[i].decision);
+        if (proposals[i].policy.kind == kind && proposals[i].most > 0 && may_draft) {
             group_.members.push_back(i);
         }
     }
@@ -106,8 +147,12 @@ void Scheduler::gather(std::span<const Proposal> proposals, Policy::Kind kind, b
         const auto confidence = std::span(group_.rates).subspan(2 * member * block, block);
         const auto expected = std::span(group_.rates).subspan((2 * member + 1) * block, block);
         survival_.expect(proposal.key, expected);
-        survival_.read_confidence(proposal.key, proposal.confidence_logits, confidence);
-        group_.blocks.push_back({proposal.most, confidence, expected, proposal.is_free, 1.0});
+        if (proposal.confidence_logits.empty()) {
+            std::ranges::copy(expected, confidence.begin());
+        } else {
+            survival_.read_confidence(proposal.key, proposal.confidence_logits, confidence);
+        }
+        group_.blocks.push_back({proposal.most, confidence, expected, proposal.is_free});
     }
     if (options_.objective == Objective::latency) {
         weigh();
@@ -118,13 +163,7 @@ void Scheduler::gather(std::span<const Proposal> proposals, Policy::Kind kind, b
 void Scheduler::weigh() {
     double mean = 0;
     for (DraftedBlock& block : group_.blocks) {
-        double survival = 1;
-        double n_tokens = 1;
-        for (int32_t k = 0; k < block.most; ++k) {
-            survival *= block.expected[static_cast<size_t>(k)];
-            n_tokens += survival;
-        }
-        block.weight = 1 / n_tokens;
+        block.weight = 1 / expected_tokens(block);
         mean += block.weight / static_cast<double>(group_.blocks.size());
     }
     for (DraftedBlock& block : group_.blocks) {
@@ -172,23 +211,44 @@ void Scheduler::select_adaptive(std::span<Proposal> proposals, const StepLoad& l
         n_other_rows += other_rows(proposal);
         n_other_blocks += drafts_always(proposal) ? 1 : 0;
     }
-    const std::vector<double> cost_ms = row_costs(load, proposals.size(), n_other_rows);
-    const std::vector<double> draft_ms = block_costs(load, n_other_blocks);
-    const double tokens_per_ms = price(load, proposals.size());
-    const DraftChoice choice = choose_drafting(group_.blocks, cost_ms, draft_ms, tokens_per_ms, bonus_tokens_);
-    outlook_ = {choice.n_tokens, choice.extra_ms, cost_ms[0]};
+    price_rows(load, proposals.size(), n_other_rows, false);
+    price_drafts(load, n_other_blocks);
+    price_entries(proposals);
+    const DraftChoice choice = choose_fastest_drafting(group_.blocks, {row_ms_, draft_ms_, bonus_tokens_},
+                                                       static_cast<int32_t>(proposals.size()));
+    outlook_ = {choice.n_tokens, choice.extra_ms, row_ms_[0]};
     expected_gain_ = choice.verify_gain_tokens;
+    tokens_per_ms_ = choice.tokens_per_ms;
     for (size_t member = 0; member < group_.members.size(); ++member) {
-        proposals[group_.members[member]].decision =
-            choice.is_drafting[member] != 0 ? DraftDecision::draft : DraftDecision::parked;
+        Proposal& proposal = proposals[group_.members[member]];
+        proposal.decision = choice.is_drafting[member] != 0 ? DraftDecision::draft : DraftDecision::parked;
+        if (proposal.decision == DraftDecision::parked) {
+            survival_.fade(proposal.key.request_id);
+        }
     }
-    probe(proposals, cost_ms, draft_ms[1], tokens_per_ms);
+    probe(proposals);
 }
 
 // One parked request drafts when the time allowed for probing covers what it costs if nothing is accepted.
-void Scheduler::probe(std::span<Proposal> proposals, std::span<const double> cost_ms, double draft_ms,
-                      double tokens_per_ms) {
-    const size_t n_block = static_cast<size_t>(options_.block_size);
+void Scheduler::probe(std::span<Proposal> proposals) {
+    Proposal* candidate = longest_unprobed(proposals);
+    if (candidate == nullptr) {
+        return;
+    }
+    const int32_t length = probe_length(*candidate);
+    probe_cost_ms_ =
+        draft_ms_[1] + costs_.inject_ms(candidate->n_waiting) + row_ms_[static_cast<size_t>(length)] - row_ms_[0];
+    if (probe_credit_ms_ < probe_cost_ms_) {
+        return;
+    }
+    probe_credit_ms_ -= probe_cost_ms_;
+    probe_len_ = length;
+    candidate->decision = DraftDecision::probe;
+    std::erase(probed_, candidate->key.request_id);
+    probed_.push_back(candidate->key.request_id);
+}
+
+Proposal* Scheduler::longest_unprobed(std::span<Proposal> proposals) const {
     Proposal* candidate = nullptr;
     std::ptrdiff_t oldest = 0;
     for (const size_t i : group_.members) {
@@ -202,25 +262,16 @@ void Scheduler::probe(std::span<Proposal> proposals, std::span<const double> cos
             oldest = rank;
         }
     }
-    if (candidate == nullptr) {
-        return;
-    }
-    const std::vector<double> good(n_block, kProbeRate);
-    const DraftedBlock block{candidate->most, good, good, true, 1};
+    return candidate;
+}
+
+// As long as would pay if drafts were good.
+int32_t Scheduler::probe_length(const Proposal& candidate) const {
+    const std::vector<double> good(static_cast<size_t>(options_.block_size), kProbeRate);
+    const DraftedBlock block{candidate.most, good, good, true};
     int32_t length = 0;
-    adaptive_prefixes({&block, 1}, cost_ms, tokens_per_ms, {&length, 1});
-    length = std::max(length, 1);
-    const double cost =
-        draft_ms + costs_.inject_ms(candidate->n_waiting) + cost_ms[static_cast<size_t>(length)] - cost_ms[0];
-    probe_cost_ms_ = cost;
-    if (probe_credit_ms_ < cost) {
-        return;
-    }
-    probe_credit_ms_ -= cost;
-    probe_len_ = length;
-    candidate->decision = DraftDecision::probe;
-    std::erase(probed_, candidate->key.request_id);
-    probed_.push_back(candidate->key.request_id);
+    adaptive_prefixes({&block, 1}, row_ms_, tokens_per_ms_, {&length, 1});
+    return std::max(length, 1);
 }
 
 // ---- after drafting ----
@@ -235,72 +286,68 @@ void Scheduler::schedule(std::span<const Proposal> proposals, const StepLoad& lo
         if (proposal.policy.kind == Policy::Kind::fixed) {
             prefix_len[i] = fixed_rows(proposal);
         } else if (proposal.policy.kind == Policy::Kind::threshold) {
-            std::vector<double> raw(static_cast<size_t>(options_.block_size));
-            if (proposal.confidence_logits.empty()) {
-                survival_.expect(proposal.key, raw);
-            }
-            for (size_t k = 0; k < proposal.confidence_logits.size(); ++k) {
-                raw[k] = 1 / (1 + std::exp(-static_cast<double>(proposal.confidence_logits[k])));
-            }
-            prefix_len[i] = threshold_prefix({proposal.most, raw, raw, proposal.is_free, 1}, proposal.policy.threshold);
+            prefix_len[i] = threshold_length(proposal);
         }
     }
-    schedule_algorithm1(proposals, load, prefix_len);
-    schedule_adaptive(proposals, load, prefix_len);
+    schedule_group(Policy::Kind::algorithm1, proposals, load, prefix_len);
+    schedule_group(Policy::Kind::adaptive, proposals, load, prefix_len);
     if (options_.equal_lengths && !prefix_len.empty()) {
         std::fill(prefix_len.begin(), prefix_len.end(), *std::min_element(prefix_len.begin(), prefix_len.end()));
     }
 }
 
-namespace {
-
-int32_t sum_rows(std::span<const int32_t> prefix_len) {
-    int32_t n_rows = 0;
-    for (const int32_t length : prefix_len) {
-        n_rows += length;
+// By the raw confidence: upstream's rule knows no calibration.
+int32_t Scheduler::threshold_length(const Proposal& proposal) {
+    std::vector<double> raw(static_cast<size_t>(options_.block_size));
+    if (proposal.confidence_logits.empty()) {
+        survival_.expect(proposal.key, raw);
     }
-    return n_rows;
+    for (size_t k = 0; k < proposal.confidence_logits.size(); ++k) {
+        raw[k] = 1 / (1 + std::exp(-static_cast<double>(proposal.confidence_logits[k])));
+    }
+    return threshold_prefix({proposal.most, raw, raw, proposal.is_free}, proposal.policy.threshold);
 }
 
-} // namespace
-
-void Scheduler::schedule_algorithm1(std::span<const Proposal> proposals, const StepLoad& load,
-                                    std::span<int32_t> prefix_len) {
-    gather(proposals, Policy::Kind::algorithm1, true);
+void Scheduler::schedule_group(Policy::Kind kind, std::span<const Proposal> proposals, const StepLoad& load,
+                               std::span<int32_t> prefix_len) {
+    gather(proposals, kind, true);
     if (group_.blocks.empty()) {
         return;
     }
-    const std::vector<double> cost_ms = row_costs(load, proposals.size(), sum_rows(prefix_len));
+    const int32_t n_other_rows = sum_rows(prefix_len);
+    price_rows(load, proposals.size(), n_other_rows, true);
     group_.prefix_len.assign(group_.blocks.size(), 0);
-    algorithm1_prefixes(group_.blocks, cost_ms, static_cast<int32_t>(proposals.size()), group_.prefix_len);
-    for (size_t member = 0; member < group_.members.size(); ++member) {
-        prefix_len[group_.members[member]] = group_.prefix_len[member];
-    }
-}
-
-void Scheduler::schedule_adaptive(std::span<const Proposal> proposals, const StepLoad& load,
-                                  std::span<int32_t> prefix_len) {
-    gather(proposals, Policy::Kind::adaptive, true);
-    if (group_.blocks.empty()) {
-        return;
-    }
-    const std::vector<double> cost_ms = row_costs(load, proposals.size(), sum_rows(prefix_len));
-    const double tokens_per_ms = price(load, proposals.size());
-    group_.prefix_len.assign(group_.blocks.size(), 0);
-    double gain = 0;
-    if (options_.equal_lengths) {
-        const int32_t length = equal_prefix(group_.blocks, cost_ms, tokens_per_ms);
-        group_.prefix_len.assign(group_.blocks.size(), length);
+    if (kind == Policy::Kind::algorithm1) {
+        algorithm1_prefixes(group_.blocks, row_ms_, static_cast<int32_t>(proposals.size()), group_.prefix_len);
     } else {
-        gain = adaptive_prefixes(group_.blocks, cost_ms, tokens_per_ms, group_.prefix_len);
-        const double surprise = (gain - expected_gain_) / static_cast<double>(group_.blocks.size());
-        bonus_tokens_ = std::max(0.0, bonus_tokens_ + kBonusStep * (surprise - bonus_tokens_));
+        const double gain = choose_adaptive_prefixes();
+        const bool has_probe = std::ranges::any_of(
+            proposals, [](const Proposal& proposal) { return proposal.decision == DraftDecision::probe; });
+        if (n_other_rows == 0 && !has_probe && !options_.equal_lengths) {
+            learn_bonus(gain);
+        }
     }
     for (size_t member = 0; member < group_.members.size(); ++member) {
         const Proposal& proposal = proposals[group_.members[member]];
         const bool is_probe = proposal.decision == DraftDecision::probe;
         prefix_len[group_.members[member]] = is_probe ? std::min(probe_len_, proposal.most) : group_.prefix_len[member];
     }
+}
+
+double Scheduler::choose_adaptive_prefixes() {
+    if (options_.equal_lengths) {
+        const int32_t length = equal_prefix(group_.blocks, row_ms_, tokens_per_ms_);
+        group_.prefix_len.assign(group_.blocks.size(), length);
+        return 0;
+    }
+    return adaptive_prefixes(group_.blocks, row_ms_, tokens_per_ms_, group_.prefix_len);
+}
+
+// Against what was expected before the confidences were known, when the alternative was to go on plainly.
+void Scheduler::learn_bonus(double gain) {
+    const double gain_to_plain = gain - tokens_per_ms_ * (row_ms_[0] - outlook_.plain_ms);
+    const double surprise = (gain_to_plain - expected_gain_) / static_cast<double>(group_.blocks.size());
+    bonus_tokens_ = std::max(0.0, bonus_tokens_ + kBonusStep * (surprise - bonus_tokens_));
 }
 
 // ---- learning ----
@@ -311,9 +358,12 @@ void Scheduler::observe_round(const Proposal& proposal, int32_t prefix_len, int3
 
 void Scheduler::observe_step(const StepLoad& load, int32_t n_requests, int32_t n_drafting, int32_t n_drafted_rows,
                              int32_t n_committed, const StepTimes& times) {
+    PassShape pass = pass_of(load, n_requests + n_drafted_rows);
+    pass.is_repeat = n_drafting == 0 && has_one_shape(pass, last_pass_);
+    last_pass_ = n_drafting == 0 ? pass : PassShape{};
     const bool is_split = options_.equal_lengths && n_requests > 0 && load.n_prefill_rows > 0;
     if (times.verify_ms > 0 && !is_split) { // of two passes nobody knows which took how long
-        costs_.observe_verify({n_requests + n_drafted_rows, load.n_prefill_rows, load.n_cells}, times.verify_ms);
+        costs_.observe_verify(pass, times.verify_ms);
     }
     if (n_drafting > 0) {
         costs_.observe_draft(n_drafting, load.n_cells, times.draft_ms);
@@ -322,22 +372,20 @@ void Scheduler::observe_step(const StepLoad& load, int32_t n_requests, int32_t n
     if (n_requests == 0 || load.n_prefill_rows > 0) {
         return;
     }
-    const double overhead = std::max(0.0, times.total_ms - times.draft_ms - times.inject_ms - times.verify_ms);
-    if (n_drafted_rows == 0) {
-        overhead_ms_.push(overhead);
-    } else {
-        row_overhead_ms_.push(std::max(0.0, overhead - overhead_ms_.median()) / n_drafted_rows);
-    }
-    const double plain_ms = step_ms({0, load.n_cells}, n_requests);
-    if (plain_ms > 0) {
+    overhead_.push(n_drafted_rows, std::max(0.0, times.total_ms - times.draft_ms - times.inject_ms - times.verify_ms));
+    const double expected_ms = plain_ms(load, n_requests);
+    if (expected_ms > 0) {
         n_committed_ = kMemory * n_committed_ + n_committed;
-        n_plain_ = kMemory * n_plain_ + n_requests * times.total_ms / plain_ms;
+        n_plain_ = kMemory * n_plain_ + n_requests * times.total_ms / expected_ms;
     }
 }
 
-void Scheduler::forget(uint64_t request_id) {
+void Scheduler::finish(uint64_t request_id, int32_t n_generated) {
     survival_.forget(request_id);
     std::erase(probed_, request_id);
+    if (n_generated > 0) { // it left the queue
+        mean_length_ += (mean_length_ > 0 ? kLengthStep : 1.0) * (n_generated - mean_length_);
+    }
 }
 
 } // namespace dspark

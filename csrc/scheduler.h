@@ -7,6 +7,7 @@
 #include "survival.h"
 
 #include <cstdint>
+#include <limits>
 #include <span>
 #include <vector>
 
@@ -32,12 +33,16 @@ enum class DraftDecision {
     probe,  // parked, but looked at again
     parked, // would cost more than it gains
 };
+[[nodiscard]] inline bool is_drafting(DraftDecision decision) {
+    return decision == DraftDecision::draft || decision == DraftDecision::probe;
+}
 
 // One request that decodes in this step. Shares the order of the engine's lanes.
 struct Proposal {
     SurvivalKey key;
     Policy policy;
-    int32_t n_waiting = 0;                        // context rows that its draft would have to inject first
+    int32_t n_waiting = 0;                                // context rows that its draft would have to inject first
+    int32_t n_left = std::numeric_limits<int32_t>::max(); // tokens it may still write
     int32_t most = 0;                             // longest prefix its limits allow: block, max_tokens, context, option
     std::span<const float> confidence_logits;     // (block_size,), empty before drafting or without a confidence head
     bool is_free = false;                         // any policy is lossless for it
@@ -71,7 +76,8 @@ class Scheduler {
     void observe_injection(int32_t n_rows, double ms) { costs_.observe_inject(n_rows, ms); }
     void observe_step(const StepLoad& load, int32_t n_requests, int32_t n_drafting, int32_t n_drafted_rows,
                       int32_t n_committed, const StepTimes& times);
-    void forget(uint64_t request_id);
+    // n_generated: tokens that it wrote.
+    void finish(uint64_t request_id, int32_t n_generated);
 
     // Why: of the last step's requests under `adaptive`, the best that drafting was expected to do.
     struct Outlook {
@@ -96,16 +102,22 @@ class Scheduler {
 
     void gather(std::span<const Proposal> proposals, Policy::Kind kind, bool is_after_draft);
     void weigh();
-    [[nodiscard]] std::vector<double> row_costs(const StepLoad& load, size_t n_requests, int32_t n_other_rows) const;
-    [[nodiscard]] std::vector<double> block_costs(const StepLoad& load, int32_t n_others) const;
-    [[nodiscard]] double step_ms(const StepLoad& load, int32_t n_rows) const;
+    void price_entries(std::span<const Proposal> proposals);
+    void price_rows(const StepLoad& load, size_t n_requests, int32_t n_other_rows, bool is_after_draft);
+    void price_drafts(const StepLoad& load, int32_t n_others);
+    [[nodiscard]] double plain_ms(const StepLoad& load, int32_t n_requests) const;
     [[nodiscard]] double pass_ms(const PassShape& pass) const;
-    [[nodiscard]] double price(const StepLoad& load, size_t n_requests) const;
+    [[nodiscard]] double step_ms(const PassShape& pass, int32_t n_drafted_rows) const;
     void select_adaptive(std::span<Proposal> proposals, const StepLoad& load);
-    void probe(std::span<Proposal> proposals, std::span<const double> cost_ms, double draft_ms, double tokens_per_ms);
+    void probe(std::span<Proposal> proposals);
+    [[nodiscard]] Proposal* longest_unprobed(std::span<Proposal> proposals) const;
+    [[nodiscard]] int32_t probe_length(const Proposal& candidate) const;
     void select_all_or_none(std::span<Proposal> proposals) const;
-    void schedule_adaptive(std::span<const Proposal> proposals, const StepLoad& load, std::span<int32_t> prefix_len);
-    void schedule_algorithm1(std::span<const Proposal> proposals, const StepLoad& load, std::span<int32_t> prefix_len);
+    [[nodiscard]] int32_t threshold_length(const Proposal& proposal);
+    void schedule_group(Policy::Kind kind, std::span<const Proposal> proposals, const StepLoad& load,
+                        std::span<int32_t> prefix_len);
+    [[nodiscard]] double choose_adaptive_prefixes();
+    void learn_bonus(double gain);
 
     SchedulerOptions options_;
     CostTable costs_;
@@ -114,15 +126,20 @@ class Scheduler {
     // Committed tokens of recent steps, and what plain decoding would have made in the same time.
     double n_committed_ = 0;
     double n_plain_ = 0;
-    MedianRing overhead_ms_;     // of a step beside its passes
-    MedianRing row_overhead_ms_; // of a drafted row: sampling, acceptance
-    double bonus_tokens_ = 0;    // what confidences gain a block beyond its expectation, see choose_drafting
+    OverheadLine overhead_;
+    PassShape last_pass_;        // of the step before
+    double mean_length_ = 0;     // of recent answers, 0: none has ended yet
+    double tokens_per_ms_ = 0;   // what this step can be expected to make: the price of its time
+    double bonus_tokens_ = 0;    // what confidences gain a block beyond its expectation, see DraftCosts
     double expected_gain_ = 0;   // of this step's blocks, before their confidences were known
     double probe_credit_ms_ = 0; // time that probing may cost
     double probe_cost_ms_ = 0;   // of the probe last thought of
     int32_t probe_len_ = 0;
     std::vector<uint64_t> probed_; // parked requests, the longest unprobed first
+    // The step's own, capacity kept.
     Group group_;
+    std::vector<double> row_ms_;   // [n]: the step with n drafted rows of the group in it
+    std::vector<double> draft_ms_; // [n]: drafting n blocks of the group
 };
 
 } // namespace dspark

@@ -16,6 +16,7 @@ constexpr double kCalibratedRounds = 20; // rounds that a rate measured by `dspa
 constexpr double kBandDecay = 0.99;      // remembers about 100 rounds of all requests
 constexpr double kBandWeight = 4;        // rounds that the band counts for in a request's own estimate
 constexpr double kRequestDecay = 0.93;   // remembers about 14 rounds: text changes its nature
+constexpr double kParkedDecay = 0.99;    // the same, a round without a draft: parked for long, it is as others are
 constexpr double kUnseenWeight = 0.5;    // of a slot whose confidence is all that is known
 constexpr double kTiedRounds = 2;        // rounds that the slot before counts for, where a slot was hardly ever reached
 
@@ -33,6 +34,21 @@ int temperature_range(double temperature) {
         return 0;
     }
     return temperature <= 0.5 ? 1 : temperature <= 0.85 ? 2 : temperature <= 1.15 ? 3 : 4;
+}
+
+// What was measured elsewhere counts the less, the less likely it makes what was seen here: exp(-n KL(seen || prior))
+// is the likelihood of the counts under the prior over the largest they can have. A drafter that fits nothing shows
+// after two or three rounds in place of twenty.
+double weight_of_calibration(double prior, double n_tried, double n_accepted) {
+    if (n_tried <= 0) {
+        return kCalibratedRounds;
+    }
+    const auto part = [](double seen, double expected) {
+        return seen > 0 ? seen * std::log(seen / std::clamp(expected, 0.01, 1.0)) : 0.0;
+    };
+    const double seen = std::clamp(n_accepted / n_tried, 0.0, 1.0);
+    const double divergence = std::max(0.0, part(seen, prior) + part(1 - seen, 1 - prior));
+    return kPriorRounds + (kCalibratedRounds - kPriorRounds) * std::exp(-n_tried * divergence);
 }
 
 void check_entry(const CalibrationEntry& entry, size_t block_size) {
@@ -95,8 +111,10 @@ void SurvivalEstimator::expect_band(const Band& band, std::span<double> rates) c
     const bool is_calibrated = band.calibration != nullptr && !band.calibration->acceptance.empty();
     for (size_t k = 0; k < rates.size(); ++k) {
         const double prior = is_calibrated ? band.calibration->acceptance[k] : k == 0 ? kPriorRate : rates[k - 1];
-        const double weight = is_calibrated ? kCalibratedRounds : k == 0 ? kPriorRounds : kTiedRounds;
         const Rate& rate = band.rates[k];
+        const double weight = is_calibrated ? weight_of_calibration(prior, rate.n_tried, rate.n_accepted)
+                              : k == 0      ? kPriorRounds
+                                            : kTiedRounds;
         rates[k] = (rate.n_accepted + weight * prior) / (rate.n_tried + weight);
     }
 }
@@ -135,6 +153,17 @@ void SurvivalEstimator::read_confidence(const SurvivalKey& key, std::span<const 
     for (size_t k = 0; k < rates.size(); ++k) {
         rates[k] =
             sigmoid(band.correction.slope * scaled_logit(band, logits, k) + band.correction.shift[k] + own_shift);
+    }
+}
+
+void SurvivalEstimator::fade(uint64_t request_id) {
+    const auto request = requests_.find(request_id);
+    if (request == requests_.end()) {
+        return;
+    }
+    for (Rate& rate : request->second.rates) {
+        rate.n_tried *= kParkedDecay;
+        rate.n_accepted *= kParkedDecay;
     }
 }
 

@@ -42,6 +42,8 @@ class SurvivalEstimator {
     // stood, counts half, with what its confidence says: else a request whose confidences are too low to verify
     // anything would go on expecting what it expected before.
     void observe(const SurvivalKey& key, std::span<const float> logits, int32_t prefix_len, int32_t n_accepted);
+    // A round that did not draft: what earlier ones of this request showed fades.
+    void fade(uint64_t request_id);
     void forget(uint64_t request_id) { requests_.erase(request_id); }
     [[nodiscard]] size_t n_requests() const { return requests_.size(); } // not forgotten yet
 

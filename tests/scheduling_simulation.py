@@ -29,6 +29,9 @@ class Setting:
     n_requests: int = 1
     draft_share: float = 0.25  # T_draft(1) / T_verify(1)
     spread: float = 1.5  # of a round's difficulty in logits; the confidence sees half of its variance
+    n_tokens: int = 0  # of an answer; 0: it has no end
+    n_prompt: int = 0  # rows that wait for the first draft of an answer
+    bias: float = 0.0  # added to the confidence logits: a calibration that does not fit
 
 
 def row_ms(setting: Setting, n: int) -> float:
@@ -41,13 +44,18 @@ def draft_ms(setting: Setting, n: int) -> float:
     return 0.0 if n == 0 else setting.draft_share * CURVES[setting.curve][0] * (0.6 + 0.4 * n)
 
 
+def inject_ms(setting: Setting, n_rows: int) -> float:
+    """One row costs a tenth of a draft, every row a hundredth more."""
+    return 0.0 if n_rows == 0 else draft_ms(setting, 1) * (0.1 + 0.01 * n_rows)
+
+
 def curves(setting: Setting) -> dict[str, Any]:
     n = setting.n_requests
     return {
         "verify": [(rows, row_ms(setting, rows)) for rows in range(1, n * (1 + BLOCK) + 1)],
         "prefill": [(1, row_ms(setting, 1))],
         "draft": [(blocks, draft_ms(setting, blocks)) for blocks in range(1, n + 1)],
-        "inject": [],
+        "inject": [(rows, inject_ms(setting, rows)) for rows in (1, 2, 4, 8, 32, 128)] if setting.n_prompt else [],
         "verify_ms_per_row_cell": 0.0,
         "draft_ms_per_block_cell": 0.0,
     }
@@ -69,25 +77,39 @@ class Simulation:
         self.scheduler = _core._scheduling.Scheduler(  # type: ignore[attr-defined]
             policy=policy, costs=curves(setting), block_size=BLOCK, **options
         )
-        self.requests: list[dict[str, Any]] = [
-            {"id": i + 1, "rule": "block", "temperature": 1.0} for i in range(setting.n_requests)
-        ]
+        self.requests = [self.request(i + 1) for i in range(setting.n_requests)]
         self.n_tokens = [0] * setting.n_requests
         self.ms = self.probe_ms = 0.0
         self.n_parked = self.n_steps = 0
         self.decisions: list[str] = []
         self.accepted: list[int] = []  # of every round drawn, had all of its block been verified
 
+    def request(self, request_id: int) -> dict[str, Any]:
+        request = {"id": request_id, "rule": "block", "temperature": 1.0, "n_waiting": self.setting.n_prompt}
+        return request | ({"n_left": self.setting.n_tokens} if self.setting.n_tokens else {})
+
+    def advance(self, i: int, n_committed: int, *, drafted: bool) -> None:
+        """Count tokens; an answer that ends makes room for the next one."""
+        self.n_tokens[i] += n_committed
+        request = self.requests[i]
+        request["n_waiting"] = n_committed if drafted else request["n_waiting"] + n_committed
+        if "n_left" in request:
+            request["n_left"] -= n_committed
+            request["most"] = max(0, min(BLOCK, request["n_left"] - 1))
+            if request["n_left"] <= 0:
+                self.scheduler.finish(request["id"], self.setting.n_tokens)
+                self.requests[i] = self.request(max(r["id"] for r in self.requests) + 1)
+
     def round_of(self, i: int) -> tuple[list[float], int]:
         """Confidence logits and how many drafts stand when all are verified."""
         if self.rates[i] <= 0:
-            return [-1.0] * BLOCK, 0
+            return [-1.0 + self.setting.bias] * BLOCK, 0
         spread = self.setting.spread
         logit = np.log(self.rates[i] / (1 - self.rates[i])) * np.sqrt(1 + 0.35 * spread**2)
         hard = spread * self.rng.normal(size=2) * np.sqrt(0.5)  # seen, unseen
         stands = self.rng.random(BLOCK) < 1 / (1 + np.exp(-(logit + hard.sum())))
         shown = (logit + hard[0]) / np.sqrt(1 + 0.35 * spread**2 / 2)
-        return [float(shown)] * BLOCK, BLOCK if stands.all() else int(np.argmin(stands))
+        return [float(shown) + self.setting.bias] * BLOCK, BLOCK if stands.all() else int(np.argmin(stands))
 
     def step(self) -> None:
         decisions = self.decisions = self.scheduler.select(self.requests)
@@ -95,16 +117,19 @@ class Simulation:
         self.accepted += [r[1] for r in rounds]
         drafts = [decision in ("draft", "probe") for decision in decisions]
         lengths = self.scheduler.schedule([r[0] if d else [] for r, d in zip(rounds, drafts, strict=True)])
+        n_injected = sum(r["n_waiting"] for r, d in zip(self.requests, drafts, strict=True) if d)
         n_committed = 0
         for i, (length, drafted) in enumerate(zip(lengths, drafts, strict=True)):
             n_accepted = min(length, rounds[i][1])
             n_committed += 1 + n_accepted
-            self.n_tokens[i] += 1 + n_accepted
             if drafted:
                 self.scheduler.observe_round(i, length, n_accepted)
-        self.spend(decisions, drafts, lengths, n_committed)
+            self.advance(i, 1 + n_accepted, drafted=drafted)
+        injecting = inject_ms(self.setting, n_injected) if self.setting.n_prompt else 0.0
+        self.spend(drafts, lengths, n_committed, injecting)
 
-    def spend(self, decisions: list[str], drafts: list[bool], lengths: list[int], n_committed: int) -> None:
+    def spend(self, drafts: list[bool], lengths: list[int], n_committed: int, injecting: float) -> None:
+        decisions = self.decisions
         n = len(self.requests)
         noise = 1 + 0.03 * abs(self.rng.normal())
         drafting = draft_ms(self.setting, sum(drafts))
@@ -115,9 +140,10 @@ class Simulation:
             n_committed=n_committed,
             draft_ms=drafting * noise,
             verify_ms=verifying * noise,
-            total_ms=(drafting + verifying) * noise + OVERHEAD_MS,
+            inject_ms=injecting * noise,
+            total_ms=(drafting + injecting + verifying) * noise + OVERHEAD_MS,
         )
-        total = drafting + verifying + OVERHEAD_MS
+        total = drafting + injecting + verifying + OVERHEAD_MS
         self.ms += total
         self.n_steps += 1
         self.n_parked += decisions.count("parked") / n

@@ -13,7 +13,7 @@ from dspark_cpp.bench.cost_report import best_lengths, cliff_sizes, cost_at
 from dspark_cpp.bench.plots import conditional_acceptance, draw_all
 from dspark_cpp.bench.published import PUBLISHED, conditional_rate, parse_rates
 from dspark_cpp.bench.report import as_json, cell_table, report_cell, summary
-from dspark_cpp.bench.runner import Pair, Plan, Run, Stream, _by_engine, measure
+from dspark_cpp.bench.runner import Pair, Plan, Run, Stream, _by_engine, is_settled, measure
 from dspark_cpp.bench.step_split import step_split
 from dspark_cpp.cli import app
 from dspark_cpp.errors import DSparkError
@@ -71,6 +71,29 @@ def test_summary_takes_the_worst_cell() -> None:
     assert figures["adaptive_to_best_min"] == pytest.approx(0.9)
     assert figures["adaptive_to_best_median"] == pytest.approx((110 / 120 + 0.9) / 2)
     assert figures["adaptive_to_best_mixed_min"] == pytest.approx(0.9)
+
+
+def test_a_cell_is_repeated_until_the_default_policy_is_known_to_a_hundredth_or_a_third_of_its_effect() -> None:
+    def runs_of(*ratios: float) -> list[Run]:
+        pairs = [(make_run(PLAIN, i, 100), make_run("adaptive", i, 100 * ratio)) for i, ratio in enumerate(ratios)]
+        return [run for pair in pairs for run in pair]
+
+    assert is_settled(runs_of(1.0, 1.01))
+    assert not is_settled(runs_of(0.95, 1.05))
+    assert is_settled(runs_of(1.4, 1.5))
+    assert not is_settled(runs_of(1.0, 1.5))
+    assert is_settled([make_run(PLAIN, 0, 100), make_run("fixed:2", 0, 300)])
+    assert report_cell(runs_of(0.9, 1.1)).error == pytest.approx(0.1)
+
+
+def test_runs_are_made_long_enough(demo_target: Path, demo_drafter: Path) -> None:
+    pair = Pair(str(demo_target), str(demo_drafter), n_threads=1)
+    workload = Workload.build({"a": ["1 + 1"]}, pair.target.tokenize)
+    plan = Plan(n_tokens=6, n_prompts=1, n_repeats=1, budget_s=1e9, ignores_end=True, run_s=0.05)
+    [runs] = measure(pair, workload, [Cell("a", 0.0, 1)], [PLAIN, "fixed:2"], plan)
+    n_tokens = {run.n_tokens for run in runs}
+    assert len(n_tokens) == 1  # all ways do the same work
+    assert n_tokens.pop() > 5
 
 
 def test_ways_are_expanded_and_cut_at_the_block() -> None:
@@ -183,6 +206,7 @@ def test_command_measures_a_useless_drafter_with_synthetic_acceptance(demo_targe
     path = tmp_path / "bench.json"
     arguments = ["bench", str(demo_target), "--draft", "random", "--synthetic-acceptance", "1;0", "--repeats", "1"]
     arguments += ["--policies", "fixed:7", "--temperatures", "0", "--n-tokens", "9", "--n-prompts", "1"]
+    arguments += ["--run-seconds", "0"]
     result = CliRunner().invoke(app, [*arguments, "--n-threads", "1", "--profile", "--json", str(path)])
     assert result.exit_code == 0, result.output
     assert "NO TEXT" in result.output

@@ -19,6 +19,7 @@ VERIFY = [(1, 24.0), (2, 46.0), (3, 66.0), (4, 74.0), (5, 142.0), (8, 150.0)]  #
 def curves(**changes: Any) -> dict[str, Any]:
     return {
         "verify": VERIFY,
+        "plain": [],
         "prefill": [(1, 20.0), (4, 60.0), (64, 400.0)],
         "draft": [(1, 10.0), (4, 25.0)],
         "inject": [],
@@ -106,6 +107,51 @@ def test_a_new_size_counts_after_three_passes() -> None:
     assert table.verify_ms(7) == 200
 
 
+def test_outliers_of_a_new_size_teach_nothing() -> None:
+    """Three passes, two of them held up: the guess from its neighbours stands."""
+    table = _costs.CostTable(curves())
+    for ms in (3000.0, 148.0, 3000.0):
+        table.observe_verify(7, ms)
+        table.observe_verify(1, 24.0)
+    for _ in range(8):
+        table.observe_verify(1, 24.0)
+    assert table.verify_ms(7) == pytest.approx(148, rel=0.01)
+
+
+def test_plain_decoding_repeats_a_shape_and_has_a_curve_of_its_own() -> None:
+    table = _costs.CostTable(curves(plain=[(1, 20.0), (2, 40.0)]))
+    assert table.verify_ms(1) == 24
+    assert table.verify_ms(1, is_repeat=True) == 20
+    for _ in range(20):
+        table.observe_verify(2, 30.0, is_repeat=True)
+        table.observe_verify(1, 20.0, is_repeat=True)
+        table.observe_verify(1, 24.0)
+    assert table.verify_ms(2, is_repeat=True) == pytest.approx(30)
+    assert table.verify_ms(2) == pytest.approx(46)
+    assert dict(table.curves["plain"])[2] == pytest.approx(30)
+    assert _costs.CostTable(curves()).verify_ms(1, is_repeat=True) == 24  # not measured: as any other pass
+
+
+def test_overhead_is_a_line_over_drafted_rows_whatever_holds_a_step_up() -> None:
+    rng = np.random.default_rng(1)
+    line = _costs.OverheadLine()
+    assert line.at(5) == 0
+    for step in range(200):
+        n_rows = int(rng.integers(0, 20))
+        ms = 0.1 + 0.01 * n_rows + 0.01 * rng.normal()
+        line.push(n_rows, 50.0 if step % 29 == 28 else max(0.0, ms))
+    assert line.at(0) == pytest.approx(0.1, abs=0.05)
+    assert line.at(20) == pytest.approx(0.3, abs=0.08)
+
+
+def test_overhead_of_steps_that_all_draft_alike_counts_for_every_step() -> None:
+    """Nothing tells what the rows have of it: both alternatives are charged the same."""
+    line = _costs.OverheadLine()
+    for _ in range(30):
+        line.push(7, 0.4)
+    assert line.at(0) == line.at(7) == pytest.approx(0.4)
+
+
 def test_context_buckets_double() -> None:
     cells = [0, 512, 513, 1024, 1025, 4096, 4097]
     assert [_costs.context_bucket(n) for n in cells] == [0, 0, 1, 1, 2, 3, 4]
@@ -146,6 +192,7 @@ def test_curves_go_round() -> None:
     ("change", "message"),
     [
         ({"verify": [(0, 1.0)]}, "cost curve verify must have ascending sizes"),
+        ({"plain": [(1, -1.0)]}, "cost curve plain must have ascending sizes"),
         ({"draft": [(2, 1.0), (2, 1.0)]}, "cost curve draft must have ascending sizes"),
         ({"prefill": [(1, -1.0)]}, "times of 0 ms or more, got -1"),
         ({"verify": [(1, math.nan)]}, "cost curve verify"),
@@ -175,8 +222,9 @@ def test_measured_costs_reach_every_size_and_leave_the_engine_as_it_was(engine: 
     measured = engine.measure_costs(budget_ms=800)
     assert [size for size, _ in measured["verify"]] == list(range(1, 17))
     assert [size for size, _ in measured["draft"]] == [1, 2]
+    assert [size for size, _ in measured["plain"]] == [1, 2]
     assert [size for size, _ in measured["prefill"]][:4] == [1, 2, 4, 8]
-    assert all(ms > 0 for name in ("verify", "prefill", "draft") for _, ms in measured[name])  # type: ignore[literal-required]
+    assert all(ms > 0 for name in ("verify", "plain", "prefill", "draft") for _, ms in measured[name])  # type: ignore[literal-required]
     assert engine.costs == measured
     options = _core.RequestOptions(max_tokens=4, temperature=0)
     engine.submit([1, 2, 3], options)  # any row left in a cache would be a gap

@@ -4,6 +4,7 @@ verified or not whatever the confidences after it are (DESIGN section 2, non-ant
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -210,6 +211,54 @@ def test_choose_drafting_is_near_the_best_subset() -> None:
         lost += best - choice["gain_tokens"]
         total += best
     assert lost <= 0.002 * total
+
+
+def rate_of(members: list[dict[str, Any]], cost: list[float], draft: list[float], n_requests: int) -> float:
+    """Most tokens per ms over all prefixes of blocks that are all drafted."""
+    before_ms = draft[len(members)] + sum(block.get("entry_ms", 0.0) for block in members)
+    return max(
+        (n_requests + sum(values(block, "expected")[:n].sum() for block, n in zip(members, lengths, strict=True)))
+        / (cost[sum(lengths)] + before_ms)
+        for lengths in itertools.product(*(range(block["most"] + 1) for block in members))
+    )
+
+
+def chosen(blocks: list[dict[str, Any]], is_in: Sequence[int]) -> list[dict[str, Any]]:
+    return [block for block, taken in zip(blocks, is_in, strict=True) if taken]
+
+
+@pytest.mark.parametrize("has_entries", [False, True])
+def test_choose_fastest_drafting_is_near_the_best_rate_of_all_subsets(has_entries: bool) -> None:
+    rng = np.random.default_rng(8)
+    lost, n_drafting = [], 0
+    for _ in range(200):
+        blocks = [block | {"weight": 1.0} for block in random_blocks(rng, int(rng.integers(1, 4)))]
+        if has_entries:
+            blocks = [block | {"entry_ms": float(rng.choice([0.0, rng.uniform(0, 8)]))} for block in blocks]
+        n_requests = len(blocks) + int(rng.integers(0, 3))
+        cost = jagged_costs(rng, BLOCK * len(blocks))
+        draft = [0.0, *np.cumsum(rng.uniform(0, 2, len(blocks)))]
+        choice = _policy.choose_fastest_drafting(blocks, cost, draft, n_requests)
+        subsets = itertools.product([0, 1], repeat=len(blocks))
+        best = max(rate_of(chosen(blocks, is_in), cost, draft, n_requests) for is_in in subsets)
+        reached = rate_of(chosen(blocks, choice["is_drafting"]), cost, draft, n_requests)
+        n_drafting += any(choice["is_drafting"])
+        assert choice["tokens_per_ms"] <= best * (1 + 1e-9)
+        lost.append(1 - reached / best)
+    assert 30 < n_drafting < 190
+    assert max(lost) < 0.02
+    assert np.mean(lost) < 0.001
+
+
+def test_an_entry_that_costs_more_than_is_left_to_gain_keeps_a_block_out() -> None:
+    block = {"confidence": [0.9] * 4}
+    cost, draft = [10.0, 11, 12, 13, 14], [0.0, 2.0, 3.0]
+    both = _policy.choose_fastest_drafting([block, block], [10.0 + n for n in range(9)], draft, 2)
+    assert list(both["is_drafting"]) == [True, True]
+    dear = {**block, "entry_ms": 40.0}
+    assert list(_policy.choose_fastest_drafting([dear], cost, draft, 1)["is_drafting"]) == [False]
+    one = _policy.choose_fastest_drafting([dear, block], [10.0 + n for n in range(9)], draft, 2)
+    assert list(one["is_drafting"]) == [False, True]
 
 
 def test_choose_drafting_tells_what_parking_avoids() -> None:

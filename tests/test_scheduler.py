@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from dspark_cpp import _core
 from scheduling_simulation import BLOCK, Setting, Simulation, curves, fixed_lengths
@@ -54,6 +55,70 @@ def test_never_slower_than_plain_nor_than_the_best_fixed_length(curve: str, rate
     fixed = fixed_lengths(simulation)
     assert result.tokens_per_ms > 0.98 * fixed[0]
     assert result.tokens_per_ms > 0.98 * max(fixed)
+
+
+def test_plain_decoding_is_priced_as_passes_of_one_shape() -> None:
+    """What a draft is weighed against is not a pass between drafts, whose graph is built anew, but plain steps in a
+    row."""
+    given = curves(Setting("linear", 0.9, draft_share=0.1)) | {"verify": [(n, 20.0 + n) for n in range(1, 9)]}
+    request = [{"id": 1}]
+    assert _scheduling.Scheduler(costs=given, block_size=BLOCK).select(request) == ["draft"]
+    cheap = given | {"plain": [(1, 8.0)]}
+    assert _scheduling.Scheduler(costs=cheap, block_size=BLOCK).select(request) == ["parked"]
+
+
+def test_a_prompt_is_not_injected_for_an_answer_that_is_nearly_over() -> None:
+    given = curves(Setting("flat", 0.9, draft_share=0.3, n_prompt=1))
+    given["inject"] = [(1, 1.0), (1000, 1000.0)]
+    first = {"id": 1, "n_waiting": 300}  # 15 plain steps' worth of time
+    bound = _scheduling.Scheduler(costs=given, block_size=BLOCK)
+    assert bound.select([first | {"n_left": 500}]) == ["draft"]
+    assert bound.select([first | {"n_left": 6, "most": 5}]) == ["parked"]
+    assert bound.select([first | {"n_left": 6, "most": 5, "n_waiting": 2}]) == ["draft"]  # it stands injected
+    for request_id in range(2, 30):
+        bound.finish(request_id, 6)  # answers here are short, whatever they may be
+    assert bound.select([first | {"n_left": 500}]) == ["parked"]
+
+
+def test_the_price_of_time_does_not_swing_with_luck() -> None:
+    """Twenty rounds in which all is accepted make later time no dearer than their text makes it."""
+    setting = Setting("linear", 0.95, 1, 0.1)
+    lucky, usual = Simulation(setting), Simulation(setting)
+    usual.run(300)
+    lucky.rates = [0.9999]
+    lucky.run(20)
+    lucky.rates = [setting.rate]
+    lucky.run(280)
+    assert lucky.run(300).parked_share < 0.3
+    assert usual.run(300).parked_share < 0.3
+
+
+@pytest.mark.parametrize("bias", [-2.0, 2.0])
+@pytest.mark.parametrize("curve", ["flat", "linear", "cliffs"])
+def test_a_wrong_calibration_costs_nothing_beside_plain_decoding(curve: str, bias: float) -> None:
+    for rate in (0.2, 0.9):
+        simulation = Simulation(Setting(curve, rate, 2, bias=bias))
+        simulation.run(150)
+        simulation.accepted.clear()
+        result = simulation.run(400)
+        assert result.tokens_per_ms > 0.98 * fixed_lengths(simulation)[0]
+
+
+@pytest.mark.parametrize("n_requests", [1, 4])
+@pytest.mark.parametrize("curve", ["flat", "linear", "cliffs"])
+def test_short_answers_of_easy_and_hard_texts_are_never_slower_than_plain(curve: str, n_requests: int) -> None:
+    """Every answer has 64 tokens behind a prompt of 30 that its first draft injects."""
+    simulation = Simulation(Setting(curve, 0.8, n_requests, n_tokens=64, n_prompt=30))
+    rng = np.random.default_rng(5)
+    for step in range(500):
+        if step % 20 == 0:
+            simulation.rates = [float(rate) for rate in rng.choice([0.95, 0.2], n_requests)]
+        simulation.step()
+        if step == 100:
+            simulation.accepted.clear()
+            ms, tokens = simulation.ms, sum(simulation.n_tokens)
+    speed = (sum(simulation.n_tokens) - tokens) / (simulation.ms - ms)
+    assert speed > 0.98 * fixed_lengths(simulation)[0]
 
 
 def test_latency_gives_the_slower_request_more() -> None:

@@ -119,7 +119,39 @@ def test_odd_logits_are_finite_probabilities() -> None:
     assert np.all((rates >= 0) & (rates <= 1))
 
 
+def test_what_a_parked_request_showed_fades_towards_what_others_show() -> None:
+    estimator = _survival.SurvivalEstimator(BLOCK)
+    hard, easy = key(1), key(2)
+    for _ in range(30):
+        estimator.observe(hard, [], BLOCK, 0)
+        for _ in range(5):
+            estimator.observe(easy, [], BLOCK, BLOCK)
+    others = estimator.expect(key(3))[0]
+    before = estimator.expect(hard)[0]
+    for _ in range(1000):
+        estimator.fade(1)
+    assert before < 0.4 < 0.7 < others
+    assert estimator.expect(hard)[0] == pytest.approx(others, abs=0.01)
+    estimator.fade(99)  # nothing is known of it: nothing to do
+    assert estimator.n_requests == 2
+
+
 # ---- calibration ----
+
+
+def test_a_calibration_that_contradicts_what_is_seen_counts_little_after_three_rounds() -> None:
+    """A drafter of other weights under the calibration of a good one."""
+    entry = ("block", 1.0, [], [0.9] * BLOCK)
+    useless = _survival.SurvivalEstimator(BLOCK, [entry])
+    for _ in range(3):
+        useless.observe(key(1), [], BLOCK, 0)
+    assert useless.expect(key(2))[0] < 0.4
+    fitting = _survival.SurvivalEstimator(BLOCK, [entry])
+    for _ in range(3):
+        fitting.observe(key(1), [], BLOCK, BLOCK)
+    fitting.observe(key(1), [], BLOCK, 0)
+    assert fitting.expect(key(2))[0] > 0.8
+
 
 CALIBRATION = [
     ("block", 1.0, [2.0] * BLOCK, [0.5] * BLOCK),

@@ -11,6 +11,7 @@ namespace dspark {
 inline pybind11::dict curves_to_dict(const CostCurves& curves) {
     pybind11::dict dict;
     dict["verify"] = curves.verify;
+    dict["plain"] = curves.plain;
     dict["prefill"] = curves.prefill;
     dict["draft"] = curves.draft;
     dict["inject"] = curves.inject;
@@ -22,6 +23,7 @@ inline pybind11::dict curves_to_dict(const CostCurves& curves) {
 // Throws std::invalid_argument and pybind11's errors.
 inline CostCurves curves_from_dict(const pybind11::dict& dict) {
     CostCurves curves{dict["verify"].cast<CostPoints>(),
+                      dict.contains("plain") ? dict["plain"].cast<CostPoints>() : CostPoints(),
                       dict["prefill"].cast<CostPoints>(),
                       dict["draft"].cast<CostPoints>(),
                       dict["inject"].cast<CostPoints>(),

@@ -31,10 +31,11 @@ struct Blocks {
             rates[2 * i] = dicts[i]["confidence"].cast<std::vector<double>>();
             rates[2 * i + 1] = rates[2 * i];
             read(dicts[i], "expected", rates[2 * i + 1]);
-            DraftedBlock block{static_cast<int32_t>(rates[2 * i].size()), rates[2 * i], rates[2 * i + 1], false, 1};
+            DraftedBlock block{static_cast<int32_t>(rates[2 * i].size()), rates[2 * i], rates[2 * i + 1]};
             read(dicts[i], "most", block.most);
             read(dicts[i], "is_free", block.is_free);
             read(dicts[i], "weight", block.weight);
+            read(dicts[i], "entry_ms", block.entry_ms);
             blocks.push_back(block);
         }
     }
@@ -78,21 +79,37 @@ int32_t run_equal(const std::vector<py::dict>& dicts, const std::vector<double>&
     return equal_prefix(blocks.blocks, cost_ms, price);
 }
 
-py::dict run_choice(const std::vector<py::dict>& dicts, const std::vector<double>& cost_ms,
-                    const std::vector<double>& draft_ms, double price, double bonus_tokens) {
-    const Blocks blocks(dicts);
-    blocks.require_costs(cost_ms);
-    if (draft_ms.size() <= dicts.size()) {
-        throw std::invalid_argument("draft_ms must hold a time for every number of blocks");
-    }
-    const DraftChoice choice = choose_drafting(blocks.blocks, cost_ms, draft_ms, price, bonus_tokens);
+py::dict choice_to_dict(const DraftChoice& choice) {
     py::dict dict;
     dict["is_drafting"] = std::vector<bool>(choice.is_drafting.begin(), choice.is_drafting.end());
     dict["gain_tokens"] = choice.gain_tokens;
     dict["verify_gain_tokens"] = choice.verify_gain_tokens;
+    dict["tokens_per_ms"] = choice.tokens_per_ms;
     dict["n_tokens"] = choice.n_tokens;
     dict["extra_ms"] = choice.extra_ms;
     return dict;
+}
+
+void require_draft_costs(const Blocks& blocks, const std::vector<double>& cost_ms,
+                         const std::vector<double>& draft_ms) {
+    blocks.require_costs(cost_ms);
+    if (draft_ms.size() <= blocks.blocks.size()) {
+        throw std::invalid_argument("draft_ms must hold a time for every number of blocks");
+    }
+}
+
+py::dict run_choice(const std::vector<py::dict>& dicts, const std::vector<double>& cost_ms,
+                    const std::vector<double>& draft_ms, double price, double bonus_tokens) {
+    const Blocks blocks(dicts);
+    require_draft_costs(blocks, cost_ms, draft_ms);
+    return choice_to_dict(choose_drafting(blocks.blocks, {cost_ms, draft_ms, bonus_tokens}, price));
+}
+
+py::dict run_fastest(const std::vector<py::dict>& dicts, const std::vector<double>& cost_ms,
+                     const std::vector<double>& draft_ms, int32_t n_requests) {
+    const Blocks blocks(dicts);
+    require_draft_costs(blocks, cost_ms, draft_ms);
+    return choice_to_dict(choose_fastest_drafting(blocks.blocks, {cost_ms, draft_ms, 0}, n_requests));
 }
 
 int32_t run_threshold(const py::dict& dict, double threshold) {
@@ -107,12 +124,18 @@ void register_policies(py::module_& module) {
     module.def("equal_prefix", &run_equal, py::arg("blocks"), py::arg("cost_ms"), py::arg("tokens_per_ms"));
     module.def("choose_drafting", &run_choice, py::arg("blocks"), py::arg("cost_ms"), py::arg("draft_ms"),
                py::arg("tokens_per_ms"), py::arg("bonus_tokens") = 0.0);
+    module.def("choose_fastest_drafting", &run_fastest, py::arg("blocks"), py::arg("cost_ms"), py::arg("draft_ms"),
+               py::arg("n_requests"));
 }
 
 // ---- costs ----
 
 void register_costs(py::module_& module) {
     module.def("context_bucket", &context_bucket);
+    py::class_<OverheadLine>(module, "OverheadLine")
+        .def(py::init<>())
+        .def("push", &OverheadLine::push, py::arg("n_rows"), py::arg("ms"))
+        .def("at", &OverheadLine::at, py::arg("n_rows"));
     py::class_<CostTable>(module, "CostTable")
         .def(py::init([](const std::optional<py::dict>& curves) {
                  return curves ? CostTable(curves_from_dict(*curves)) : CostTable();
@@ -120,17 +143,18 @@ void register_costs(py::module_& module) {
              py::arg("curves") = py::none())
         .def(
             "verify_ms",
-            [](const CostTable& table, int32_t n_rows, int32_t n_prefill, int32_t n_cells) {
-                return table.verify_ms({n_rows, n_prefill, n_cells});
+            [](const CostTable& table, int32_t n_rows, int32_t n_prefill, int32_t n_cells, bool is_repeat) {
+                return table.verify_ms({n_rows, n_prefill, n_cells, is_repeat});
             },
-            py::arg("n_rows"), py::arg("n_prefill_rows") = 0, py::arg("n_cells") = 0)
+            py::arg("n_rows"), py::arg("n_prefill_rows") = 0, py::arg("n_cells") = 0, py::arg("is_repeat") = false)
         .def("draft_ms", &CostTable::draft_ms, py::arg("n_blocks"), py::arg("n_cells") = 0)
         .def(
             "observe_verify",
-            [](CostTable& table, int32_t n_rows, double ms, int32_t n_prefill, int32_t n_cells) {
-                table.observe_verify({n_rows, n_prefill, n_cells}, ms);
+            [](CostTable& table, int32_t n_rows, double ms, int32_t n_prefill, int32_t n_cells, bool is_repeat) {
+                table.observe_verify({n_rows, n_prefill, n_cells, is_repeat}, ms);
             },
-            py::arg("n_rows"), py::arg("ms"), py::arg("n_prefill_rows") = 0, py::arg("n_cells") = 0)
+            py::arg("n_rows"), py::arg("ms"), py::arg("n_prefill_rows") = 0, py::arg("n_cells") = 0,
+            py::arg("is_repeat") = false)
         .def(
             "observe_draft",
             [](CostTable& table, int32_t n_blocks, double ms, int32_t n_cells) {
@@ -186,6 +210,7 @@ void register_survival(py::module_& module) {
         .def("observe",
              [](BoundEstimator& bound, const KeyTuple& key, const std::vector<float>& logits, int32_t prefix_len,
                 int32_t n_accepted) { bound.estimator.observe(key_of(key), logits, prefix_len, n_accepted); })
+        .def("fade", [](BoundEstimator& bound, uint64_t request) { bound.estimator.fade(request); })
         .def("forget", [](BoundEstimator& bound, uint64_t request) { bound.estimator.forget(request); })
         .def_property_readonly("n_requests", [](const BoundEstimator& bound) { return bound.estimator.n_requests(); });
 }
@@ -228,11 +253,11 @@ class BoundScheduler {
         scheduler_.observe_round(proposals_.at(i), prefix_len, n_accepted);
     }
     void observe_step(int32_t n_drafting, int32_t n_drafted_rows, int32_t n_committed, double draft_ms,
-                      double verify_ms, double total_ms) {
+                      double inject_ms, double verify_ms, double total_ms) {
         scheduler_.observe_step(load_, static_cast<int32_t>(proposals_.size()), n_drafting, n_drafted_rows, n_committed,
-                                {draft_ms, 0, verify_ms, total_ms});
+                                {draft_ms, inject_ms, verify_ms, total_ms});
     }
-    void forget(uint64_t request_id) { scheduler_.forget(request_id); }
+    void finish(uint64_t request_id, int32_t n_generated) { scheduler_.finish(request_id, n_generated); }
     [[nodiscard]] double speedup() const { return scheduler_.speedup(); }
     [[nodiscard]] py::dict costs() const { return curves_to_dict(scheduler_.costs().curves()); }
     [[nodiscard]] std::tuple<double, double, double> outlook() const {
@@ -251,6 +276,8 @@ class BoundScheduler {
         read(request, "rule", rule);
         read(request, "temperature", proposal.key.temperature);
         read(request, "most", proposal.most);
+        read(request, "n_waiting", proposal.n_waiting);
+        read(request, "n_left", proposal.n_left);
         read(request, "policy", policy);
         proposal.key.rule = parse_rule(rule);
         proposal.is_free = proposal.key.rule == Verification::exact;
@@ -292,9 +319,9 @@ void register_whole(py::module_& module) {
         .def("schedule", &BoundScheduler::schedule, py::arg("logits"))
         .def("observe_round", &BoundScheduler::observe_round)
         .def("observe_step", &BoundScheduler::observe_step, py::kw_only(), py::arg("n_drafting"),
-             py::arg("n_drafted_rows"), py::arg("n_committed"), py::arg("draft_ms"), py::arg("verify_ms"),
-             py::arg("total_ms"))
-        .def("forget", &BoundScheduler::forget)
+             py::arg("n_drafted_rows"), py::arg("n_committed"), py::arg("draft_ms"), py::arg("inject_ms") = 0.0,
+             py::arg("verify_ms"), py::arg("total_ms"))
+        .def("finish", &BoundScheduler::finish)
         .def_property_readonly("speedup", &BoundScheduler::speedup)
         .def_property_readonly("costs", &BoundScheduler::costs)
         .def_property_readonly("outlook", &BoundScheduler::outlook);

@@ -334,7 +334,8 @@ class EngineStats:
 class CostCurves(TypedDict):
     """What passes cost: (size, milliseconds), ascending sizes; a plain dict."""
 
-    verify: list[tuple[int, float]]  # rows, each with logits
+    verify: list[tuple[int, float]]  # rows, each with logits, of a pass unlike the one before it
+    plain: list[tuple[int, float]]  # rows of plain decoding: passes of one shape; empty: as verify
     prefill: list[tuple[int, float]]  # rows without logits
     draft: list[tuple[int, float]]  # blocks drafted in one pass
     inject: list[tuple[int, float]]  # context rows written into the drafter's cache before a draft

@@ -22,7 +22,7 @@ __all__ = ["CostCache", "cache_folder", "prepare_costs"]
 
 _log = logging.getLogger(__name__)
 
-_FORMAT = 2
+_FORMAT = 3
 
 
 def cache_folder() -> Path:
@@ -78,7 +78,7 @@ class CostCache:
             if stored["key"] != self._key:
                 return None
             curves: _core.CostCurves = stored["costs"]
-            for name in ("verify", "prefill", "draft", "inject"):
+            for name in ("verify", "plain", "prefill", "draft", "inject"):
                 curves[name] = [(int(size), float(ms)) for size, ms in curves[name]]
         except FileNotFoundError:
             return None

@@ -14,9 +14,10 @@ from typing import Any
 
 from dspark_cpp import _core
 
-__all__ = ["MIXED", "PLAIN", "Cell", "Workload", "read_questions", "request_options", "ways_of"]
+__all__ = ["ADAPTIVE", "MIXED", "PLAIN", "Cell", "Workload", "read_questions", "request_options", "ways_of"]
 
 PLAIN = "plain"  # an engine without a drafter, not a policy
+ADAPTIVE = "adaptive"  # the default policy
 MIXED = "mixed"
 _DEMO_QUESTIONS = Path(__file__).parents[1] / "demo" / "prompts.json"
 

@@ -45,7 +45,12 @@ def bench_command(
     n_tokens: Annotated[int, typer.Option("--n-tokens", "-n", min=2, help="Most tokens of an answer.")] = 96,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after the end of text.")] = False,
     n_prompts: Annotated[int, typer.Option(min=1, help="Answers of a run, at least one per stream.")] = 3,
-    repeats: Annotated[int, typer.Option(min=1, help="Turns of every way.")] = 3,
+    repeats: Annotated[
+        int, typer.Option(min=1, help="Turns of every way; up to three times as many where they disagree.")
+    ] = 3,
+    run_seconds: Annotated[
+        float, typer.Option(min=0, help="Least length of a run, by further answers; 0: as many as asked for.")
+    ] = 0.3,
     budget: Annotated[float, typer.Option(help="Seconds after which no further repetition begins.")] = 1e9,
     synthetic_acceptance: Annotated[
         str, typer.Option(help="Rates per position, or a published pair (qwen3-4b:gsm8k): times random weights.")
@@ -96,7 +101,8 @@ def bench_command(
         pair = Pair(target_file, draft_file, synthetic, **options)
         workload = Workload.build(_questions(prompts, rates), lambda text: _tokenize(pair.target, text), prompt_tokens)
         cells = _cells(workload, domains, temperatures, concurrency)
-        plan = Plan(n_tokens, n_prompts, repeats, budget, ignores_end=rates is not None or ignore_eos)
+        ignores_end = rates is not None or ignore_eos
+        plan = Plan(n_tokens, n_prompts, repeats, budget, ignores_end, run_seconds, n_more_repeats=2 * repeats)
         runs, reports = _measure_all(console, pair, workload, cells, ways_of(policies, pair.block_size), plan)
     if profile:
         _show_splits(console, reports)

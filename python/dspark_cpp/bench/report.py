@@ -13,8 +13,8 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from dspark_cpp import _core
-from dspark_cpp.bench.cases import MIXED, PLAIN, Cell
-from dspark_cpp.bench.runner import PARTS, Run
+from dspark_cpp.bench.cases import ADAPTIVE, MIXED, PLAIN, Cell
+from dspark_cpp.bench.runner import PARTS, Run, standard_error
 
 __all__ = ["CellReport", "WayReport", "as_json", "cell_table", "report_cell", "summary", "summary_table"]
 
@@ -61,6 +61,8 @@ class CellReport:
         Of plain, off and the fixed lengths, the one with the largest median throughput.
     adaptive_to_plain, adaptive_to_best
         Throughput of `adaptive` over that of plain decoding and of `best`, median over repetitions; None without it.
+    error
+        Standard error of `adaptive_to_plain`.
     """
 
     cell: Cell
@@ -68,6 +70,7 @@ class CellReport:
     best: str
     adaptive_to_plain: float | None
     adaptive_to_best: float | None
+    error: float = 0.0
 
 
 def report_cell(runs: Sequence[Run]) -> CellReport:
@@ -78,10 +81,12 @@ def report_cell(runs: Sequence[Run]) -> CellReport:
     ways = {way: _report_way(way, own, by_way[PLAIN]) for way, own in by_way.items()}
     fixed = [way for way in ways if way in (PLAIN, "off") or way.startswith("fixed:")]
     best = max(fixed, key=lambda way: ways[way].tokens_per_second)
-    adaptive = by_way.get("adaptive")
-    to_plain = median(_ratios(adaptive, by_way[PLAIN])) if adaptive else None
-    to_best = median(_ratios(adaptive, by_way[best])) if adaptive else None
-    return CellReport(runs[0].cell, ways, best, to_plain, to_best)
+    adaptive = by_way.get(ADAPTIVE)
+    if adaptive is None:
+        return CellReport(runs[0].cell, ways, best, None, None)
+    to_plain = _ratios(adaptive, by_way[PLAIN])
+    to_best = median(_ratios(adaptive, by_way[best]))
+    return CellReport(runs[0].cell, ways, best, median(to_plain), to_best, standard_error(to_plain))
 
 
 def _ratios(own: dict[int, Run], other: dict[int, Run]) -> list[float]:
@@ -156,9 +161,8 @@ def summary_table(reports: Sequence[CellReport]) -> Table:
         table.add_column(heading, justify="right")
     for report in reports:
         plain = f"{report.ways[PLAIN].tokens_per_second:.1f}"
-        table.add_row(
-            report.cell.label, plain, _ratio(report.adaptive_to_plain), report.best, _ratio(report.adaptive_to_best)
-        )
+        to_plain = _ratio(report.adaptive_to_plain) + f" \u00b1 {report.error:.3f}"
+        table.add_row(report.cell.label, plain, to_plain, report.best, _ratio(report.adaptive_to_best))
     return table
 
 

@@ -7,22 +7,25 @@ not in it; a run of several waves adds up their windows.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from statistics import mean, stdev
 from typing import Any
 
 from dspark_cpp import _core
-from dspark_cpp.bench.cases import PLAIN, Cell, Workload, request_options
+from dspark_cpp.bench.cases import ADAPTIVE, PLAIN, Cell, Workload, request_options
 from dspark_cpp.config import EngineOptions
 from dspark_cpp.engine_loop import EngineLoop, RequestGroup
 from dspark_cpp.errors import DSparkError
 from dspark_cpp.llm import LLM
 
-__all__ = ["PARTS", "Pair", "Plan", "Run", "Stream", "answer_wave", "measure"]
+__all__ = ["PARTS", "Pair", "Plan", "Run", "Stream", "answer_wave", "is_settled", "measure", "standard_error"]
 
 _N_WARM_UP = 12
+_SETTLED = 0.01
 PARTS = ("draft", "head", "verify", "inject", "sample", "host")
 
 
@@ -38,10 +41,14 @@ class Plan:
         Fewest answers of a run; a run has at least as many as streams.
     n_repeats
         Times that every way takes its turn.
-    ignores_end
-        Go on after an end-of-text token: for random weights, which have no ends.
     budget_s
         No repetition but the first begins later than this.
+    ignores_end
+        Go on after an end-of-text token: for random weights, which have no ends.
+    run_s
+        A run is made long enough for plain decoding to take this many seconds.
+    n_more_repeats
+        Further turns, while a cell is not settled (`is_settled`).
     """
 
     n_tokens: int
@@ -49,6 +56,8 @@ class Plan:
     n_repeats: int
     budget_s: float
     ignores_end: bool = False
+    run_s: float = 0.0
+    n_more_repeats: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,18 +206,46 @@ def measure(
     deadline = time.perf_counter() + plan.budget_s
     for cell in cells:
         runs: list[Run] = []
-        for repeat in range(plan.n_repeats):
-            if repeat > 0 and time.perf_counter() > deadline:
+        n_waves = _count_waves(pair, workload, cell, plan)
+        for repeat in range(plan.n_repeats + plan.n_more_repeats):
+            if repeat > 0 and (time.perf_counter() > deadline or (repeat >= plan.n_repeats and is_settled(runs))):
                 break
             turns = [*ways[repeat % len(ways) :], *ways[: repeat % len(ways)]]
             for is_plain, together in _by_engine(turns):
-                n_ctx = workload.longest + plan.n_tokens + pair.block_size + 1
-                with pair.open(is_plain=is_plain, n_streams=cell.n_streams, n_ctx=n_ctx) as llm:
+                with _open(pair, workload, cell, plan, is_plain=is_plain) as llm:
                     _warm_up(llm, workload, cell, together[0])
                     for way in together:
-                        runs.append(_run(llm, workload, cell, way, plan, repeat))
+                        runs.append(_run(llm, workload, cell, way, plan, (repeat, n_waves)))
                         advance(f"{cell.label}: {way}")
         yield runs
+
+
+def is_settled(runs: Sequence[Run]) -> bool:
+    """Whether the default policy's ratio to plain decoding is known to a hundredth, or to a third of its effect."""
+    speeds = {(run.way, run.repeat): run.tokens_per_second for run in runs}
+    ratios = [speed / speeds[PLAIN, repeat] for (way, repeat), speed in speeds.items() if way == ADAPTIVE]
+    return len(ratios) < 2 or standard_error(ratios) <= max(_SETTLED, abs(mean(ratios) - 1) / 3)
+
+
+def standard_error(values: Sequence[float]) -> float:
+    """Return the standard error of the values' mean; 0 for a single one."""
+    return stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+
+
+def _open(pair: Pair, workload: Workload, cell: Cell, plan: Plan, *, is_plain: bool) -> AbstractContextManager[LLM]:
+    n_ctx = workload.longest + plan.n_tokens + pair.block_size + 1
+    return pair.open(is_plain=is_plain, n_streams=cell.n_streams, n_ctx=n_ctx)
+
+
+def _count_waves(pair: Pair, workload: Workload, cell: Cell, plan: Plan) -> int:
+    """Return how many waves of answers a run has: enough for the prompts, and for plain decoding to last `run_s`."""
+    n_waves = -(-max(plan.n_prompts, cell.n_streams) // cell.n_streams)
+    if plan.run_s <= 0:
+        return n_waves
+    with _open(pair, workload, cell, plan, is_plain=True) as llm:
+        _warm_up(llm, workload, cell, PLAIN)
+        run = _run(llm, workload, cell, PLAIN, plan, (0, n_waves))
+    return math.ceil(n_waves * max(1.0, plan.run_s / max(run.seconds, 1e-3)))
 
 
 def _by_engine(turns: Sequence[str]) -> list[tuple[bool, list[str]]]:
@@ -226,9 +263,8 @@ def _warm_up(llm: LLM, workload: Workload, cell: Cell, way: str) -> None:
     answer_wave(llm.loop, prompts, [request_options(way, cell.temperature, _N_WARM_UP, 0)] * len(prompts))
 
 
-def _run(llm: LLM, workload: Workload, cell: Cell, way: str, plan: Plan, repeat: int) -> Run:
-    n_answers = max(plan.n_prompts, cell.n_streams)
-    n_waves = -(-n_answers // cell.n_streams)
+def _run(llm: LLM, workload: Workload, cell: Cell, way: str, plan: Plan, turn: tuple[int, int]) -> Run:
+    repeat, n_waves = turn
     before, began = llm.stats, time.perf_counter()
     waves = []
     for wave in range(n_waves):
