@@ -44,8 +44,12 @@ RowTable row_table(const TensorBytes& tensor) {
         throw std::runtime_error("cannot read tensor " + tensor.name + ": type " + tensor.type + " cannot be decoded");
     }
     const int64_t n_rows = tensor.shape.size() > 1 ? tensor.shape[1] : 1;
-    return {tensor.data.data(), tensor.row_bytes, n_rows, tensor.shape[0],
-            reinterpret_cast<void (*)(const void*, float*, int64_t)>(decode)};
+    return {tensor.data.data(),
+            tensor.row_bytes,
+            n_rows,
+            tensor.shape[0],
+            reinterpret_cast<void (*)(const void*, float*, int64_t)>(decode),
+            type == GGML_TYPE_F16 ? dot_f16 : nullptr};
 }
 
 std::vector<float> to_floats(const TensorBytes& tensor) {

@@ -36,7 +36,7 @@ std::unique_ptr<SequentialHead> make_head(const Model& model, const DrafterOptio
         return make_full_head(model.head_weights());
     }
     if (options.head == "candidates") {
-        return make_candidate_head(model.head_weights(), options.n_candidates);
+        return make_candidate_head(model.head_weights(), options.n_candidates, kDefaultFollowers);
     }
     if (options.head == "graph") {
         GraphHeadOptions graph;

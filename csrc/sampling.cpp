@@ -19,8 +19,8 @@ namespace dspark {
 namespace {
 
 constexpr float kInf = std::numeric_limits<float>::infinity();
-constexpr size_t kGroup = 64; // elements under one group maximum: stride kLanes inside one chunk
-constexpr size_t kChunk = kLanes * kGroup;
+constexpr size_t kGroup = kMaxGroup; // neighbours under one maximum: what is looked for lies in few cache lines
+constexpr size_t kChunk = 16 * kGroup;
 
 std::string show(int32_t value) { return std::to_string(value); }
 std::string show(float value) { // to_string would print 1e-7 as 0.000000
@@ -124,39 +124,31 @@ bool DistributionBuilder::ranks_before(const Ranked& a, const Ranked& b) {
     return a.weight != b.weight ? a.weight > b.weight : a.id < b.id;
 }
 
-// Fills group_max_ and returns the row's maximum. Group g of chunk c holds elements c * kChunk + g + i * kLanes.
+// Fills group_max_ and returns the row's maximum.
 float DistributionBuilder::scan_groups(std::span<const float> logits) {
-    const size_t n_chunks = (logits.size() + kChunk - 1) / kChunk;
-    group_max_.resize(n_chunks * kLanes);
-    bool is_valid = true;
-    for (size_t c = 0; c < n_chunks; ++c) {
-        const float* chunk = logits.data() + c * kChunk;
-        const size_t n = std::min(kChunk, logits.size() - c * kChunk);
-        // Two passes over a chunk that stays in the first cache are faster than one with twice the registers.
-        max_lanes(chunk, n, &group_max_[c * kLanes]);
-        is_valid &= is_below_infinity(chunk, n);
-    }
-    if (!is_valid) {
+    group_max_.resize((logits.size() + kGroup - 1) / kGroup);
+    const bool is_surely_valid = max_groups(logits.data(), logits.size(), group_max_.data());
+    if (!is_surely_valid && !is_below_infinity(logits.data(), logits.size())) {
         throw_invalid_logit(logits);
     }
-    const float largest = n_chunks == 0 ? -kInf : *std::max_element(group_max_.begin(), group_max_.end());
+    const float largest = group_max_.empty() ? -kInf : *std::max_element(group_max_.begin(), group_max_.end());
     if (largest == -kInf) {
         throw std::runtime_error("logits must hold a finite value, got none");
     }
     return largest;
 }
 
-// All values >= threshold into ranked_, looking only into groups whose maximum reaches it. scan_groups(values) came
-// before.
+// All values >= threshold into ranked_, by ascending id, looking only into groups whose maximum reaches it.
+// scan_groups(values) came before.
 void DistributionBuilder::collect_at_least(std::span<const float> values, float threshold) {
     ranked_.clear();
     for (size_t group = 0; group < group_max_.size(); ++group) {
         if (group_max_[group] < threshold) {
             continue;
         }
-        const size_t begin = group / kLanes * kChunk + group % kLanes;
-        const size_t end = std::min(values.size(), group / kLanes * kChunk + kChunk);
-        for (size_t i = begin; i < end; i += kLanes) {
+        const size_t begin = group * kGroup;
+        const size_t end = std::min(values.size(), begin + kGroup);
+        for (size_t i = begin; i < end; ++i) {
             if (values[i] >= threshold && values[i] > -kInf) {
                 ranked_.push_back({values[i], static_cast<int32_t>(i)});
             }
@@ -169,11 +161,11 @@ void DistributionBuilder::collect_at_least(std::span<const float> values, float 
 void DistributionBuilder::collect_weights(std::span<const float> logits, float threshold) {
     ranked_.clear();
     for (size_t begin = 0; begin < logits.size(); begin += kChunk) {
-        const float* maxima = &group_max_[begin / kGroup];
-        if (*std::max_element(maxima, maxima + kLanes) < threshold) {
+        const size_t end = std::min(logits.size(), begin + kChunk);
+        const auto maxima = std::span(group_max_).subspan(begin / kGroup, (end - begin + kGroup - 1) / kGroup);
+        if (*std::max_element(maxima.begin(), maxima.end()) < threshold) {
             continue;
         }
-        const size_t end = std::min(logits.size(), begin + kChunk);
         size_t n = ranked_.size();
         ranked_.resize(n + end - begin);
         for (size_t i = begin; i < end; ++i) {
@@ -189,26 +181,53 @@ int32_t DistributionBuilder::argmax(std::span<const float> logits) {
     return std::min_element(ranked_.begin(), ranked_.end(), ranks_before)->id;
 }
 
-// The k-th largest group maximum is a lower bound of the k-th largest logit, and few logits beyond the k lie above it.
-void DistributionBuilder::select_top_k(std::span<const float> logits, int32_t k, Candidates& out) {
-    out.clear();
+// The k largest into ranked_, by ascending id, of equal ones those with the lowest ids. The k-th largest group maximum
+// is a lower bound of the k-th largest logit, and few logits beyond the k lie above it.
+void DistributionBuilder::collect_top_k(std::span<const float> logits, int32_t k) {
     scan_groups(logits);
     const auto n_wanted = static_cast<size_t>(std::max(k, 0));
-    float threshold = -kInf;
-    if (n_wanted > 0 && n_wanted <= group_max_.size()) {
-        group_order_ = group_max_;
-        const auto kth = group_order_.begin() + static_cast<std::ptrdiff_t>(n_wanted - 1);
-        std::nth_element(group_order_.begin(), kth, group_order_.end(), std::greater<>());
-        threshold = *kth;
+    order_ = group_max_;
+    collect_at_least(logits, n_wanted > 0 && n_wanted <= order_.size() ? kth_largest(n_wanted) : -kInf);
+    if (n_wanted == 0) {
+        ranked_.clear();
+    } else if (n_wanted < ranked_.size()) {
+        order_.clear();
+        std::transform(ranked_.begin(), ranked_.end(), std::back_inserter(order_), [](Ranked r) { return r.weight; });
+        const float least = kth_largest(n_wanted);
+        const auto is_above = [&](Ranked r) { return r.weight > least; };
+        auto n_ties = static_cast<std::ptrdiff_t>(n_wanted) - std::count_if(ranked_.begin(), ranked_.end(), is_above);
+        size_t n_kept = 0;
+        for (const Ranked entry : ranked_) {
+            if (is_above(entry) || (entry.weight == least && n_ties-- > 0)) {
+                ranked_[n_kept++] = entry;
+            }
+        }
+        ranked_.resize(n_kept);
     }
-    collect_at_least(logits, threshold);
-    const size_t n = std::min(n_wanted, ranked_.size());
-    const auto middle = ranked_.begin() + static_cast<std::ptrdiff_t>(n);
-    std::nth_element(ranked_.begin(), middle, ranked_.end(), ranks_before);
-    std::sort(ranked_.begin(), middle, ranks_before);
-    for (auto it = ranked_.begin(); it != middle; ++it) {
-        out.ids.push_back(it->id);
-        out.logits.push_back(it->weight);
+}
+
+// Of order_, which is shuffled; k from 1.
+float DistributionBuilder::kth_largest(size_t k) {
+    const auto kth = order_.begin() + static_cast<std::ptrdiff_t>(k - 1);
+    std::nth_element(order_.begin(), kth, order_.end(), std::greater<>());
+    return *kth;
+}
+
+void DistributionBuilder::select_top_k(std::span<const float> logits, int32_t k, Candidates& out) {
+    select_candidates(logits, k, out);
+    std::sort(ranked_.begin(), ranked_.end(), ranks_before);
+    for (size_t i = 0; i < ranked_.size(); ++i) {
+        out.ids[i] = ranked_[i].id;
+        out.logits[i] = ranked_[i].weight;
+    }
+}
+
+void DistributionBuilder::select_candidates(std::span<const float> logits, int32_t k, Candidates& out) {
+    collect_top_k(logits, k);
+    out.clear();
+    for (const Ranked& entry : ranked_) {
+        out.ids.push_back(entry.id);
+        out.logits.push_back(entry.weight);
     }
 }
 
@@ -276,15 +295,14 @@ void DistributionBuilder::keep_best(int32_t top_k) {
 
 // Logits become weights relative to the largest; returns their sum.
 double DistributionBuilder::weigh_ranked(float temperature) {
-    const auto largest = static_cast<double>(std::min_element(ranked_.begin(), ranked_.end(), ranks_before)->weight);
-    double total = 0.0;
-    for (auto& entry : ranked_) {
-        const double weight =
-            std::exp((static_cast<double>(entry.weight) - largest) / static_cast<double>(temperature));
-        entry.weight = static_cast<float>(weight);
-        total += weight;
+    order_.clear();
+    std::transform(ranked_.begin(), ranked_.end(), std::back_inserter(order_),
+                   [](const Ranked& r) { return r.weight; });
+    exp_all(order_, *std::max_element(order_.begin(), order_.end()), 1.0f / temperature, weights_);
+    for (size_t i = 0; i < ranked_.size(); ++i) {
+        ranked_[i].weight = weights_[i];
     }
-    return total;
+    return sum_weights(ranked_);
 }
 
 // Keeps the smallest best-ranked set whose mass reaches `wanted`, in place and in order. Bins of an eighth of an

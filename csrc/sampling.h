@@ -110,6 +110,8 @@ class DistributionBuilder {
 
     // The k largest logits above -inf, in descending order, ties by lowest id; fewer if fewer exist.
     void select_top_k(std::span<const float> logits, int32_t k, Candidates& out);
+    // The same ones by ascending id.
+    void select_candidates(std::span<const float> logits, int32_t k, Candidates& out);
 
   private:
     struct Ranked {
@@ -124,6 +126,8 @@ class DistributionBuilder {
     void full_distribution(std::span<const float> logits, const Truncation& truncation, Distribution& out);
     void collect_nucleus(std::span<const float> logits, float largest, double total, const Truncation& truncation);
     void collect_at_least(std::span<const float> logits, float threshold);
+    void collect_top_k(std::span<const float> logits, int32_t k);
+    [[nodiscard]] float kth_largest(size_t k);
     void collect_weights(std::span<const float> logits, float threshold);
     void keep_best(int32_t top_k);
     void keep_mass(double wanted);
@@ -132,12 +136,12 @@ class DistributionBuilder {
     static bool ranks_before(const Ranked& a, const Ranked& b);
     static double sum_weights(std::span<const Ranked> ranked);
 
-    std::vector<float> adjusted_;    // (n_vocab,) a copy, only when bias or penalties apply
-    std::vector<float> weights_;     // (n_vocab,) exp((logit - max) / T)
-    std::vector<float> group_max_;   // one maximum per group of kGroup strided logits
-    std::vector<float> group_order_; // scratch for selecting among group_max_
-    std::vector<Ranked> ranked_;     // candidates under selection
-    std::vector<Ranked> boundary_;   // those among which top_p cuts
+    std::vector<float> adjusted_;  // (n_vocab,) a copy, only when bias or penalties apply
+    std::vector<float> weights_;   // (n_vocab,) exp((logit - max) / T)
+    std::vector<float> group_max_; // one maximum per group of neighbouring logits
+    std::vector<float> order_;     // scratch of kth_largest
+    std::vector<Ranked> ranked_;   // candidates under selection
+    std::vector<Ranked> boundary_; // those among which top_p cuts
     Candidates selected_;
 };
 

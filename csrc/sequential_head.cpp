@@ -2,6 +2,7 @@
 // into the vector q with B = W2 q; the two heads differ only in the rows of W2 they read.
 #include "sequential_head.h"
 
+#include "follower_table.h"
 #include "transition_model.h"
 #include "vector_loops.h"
 
@@ -16,6 +17,7 @@ namespace dspark {
 namespace {
 
 constexpr float kInf = std::numeric_limits<float>::infinity();
+constexpr size_t kAhead = 6; // rows of W2 under way from memory while one is multiplied
 
 [[noreturn]] void throw_value(const std::string& name, const std::string& rule, const std::string& value) {
     throw std::invalid_argument(name + " must " + rule + ", got " + value);
@@ -101,13 +103,16 @@ class SequentialHeadBase : public SequentialHead {
         for (size_t block = 0; block < inputs.size(); ++block) {
             transition_.begin(block);
             draft_block(inputs[block], drafts[block]);
+            end_block();
         }
     }
 
   protected:
-    // p^d of one slot into `out`.
-    virtual void fill_distribution(const BlockInput& input, size_t slot, SlotTrace* trace, Distribution& out) = 0;
+    // p^d of one slot, given the token before it, into `out`.
+    virtual void fill_distribution(const BlockInput& input, size_t slot, int32_t previous, SlotTrace* trace,
+                                   Distribution& out) = 0;
     virtual void check_logits(const BlockInput& input) const = 0;
+    virtual void end_block() {}
 
     // Row of W2 for a target id; -1 outside the draft vocabulary.
     [[nodiscard]] int64_t row_of(int32_t id) const {
@@ -124,8 +129,18 @@ class SequentialHeadBase : public SequentialHead {
         if (weights_.type == MarkovHeadType::none) {
             return 0.0f;
         }
+        const std::vector<float>& state = transition_.state();
+        if (weights_.w2.dot_row != nullptr) {
+            return weights_.w2.dot_row(weights_.w2.row(row), state.data(), weights_.rank);
+        }
         weights_.w2.decode(row, w2_row_.data());
-        return dot(w2_row_.data(), transition_.state().data(), w2_row_.size());
+        return dot(w2_row_.data(), state.data(), w2_row_.size());
+    }
+
+    void prefetch_bias(int64_t row) const {
+        if (weights_.type != MarkovHeadType::none && row >= 0) {
+            weights_.w2.prefetch(row);
+        }
     }
 
     void begin_trace(SlotTrace* trace) const {
@@ -167,15 +182,15 @@ class SequentialHeadBase : public SequentialHead {
         int32_t previous = input.anchor;
         for (size_t slot = 0; slot < n_slots; ++slot) {
             transition_.advance(slot, previous);
-            previous = draft_slot(input, slot, draft);
+            previous = draft_slot(input, slot, previous, draft);
             counts.push(previous);
         }
     }
 
-    int32_t draft_slot(const BlockInput& input, size_t slot, BlockDraft& draft) {
+    int32_t draft_slot(const BlockInput& input, size_t slot, int32_t previous, BlockDraft& draft) {
         SlotTrace* trace = draft.trace != nullptr ? &(*draft.trace)[slot] : nullptr;
         begin_trace(trace);
-        fill_distribution(input, slot, trace, draft.probs[slot]);
+        fill_distribution(input, slot, previous, trace, draft.probs[slot]);
         if (weights_.confidence) {
             const std::span<const float> hidden(input.hidden[slot], static_cast<size_t>(weights_.hidden_size));
             draft.confidence_logits[slot] = weights_.confidence->logit(hidden, transition_.embedding());
@@ -205,7 +220,8 @@ class FullSequentialHead final : public SequentialHeadBase {
         }
     }
 
-    void fill_distribution(const BlockInput& input, size_t slot, SlotTrace* trace, Distribution& out) override {
+    void fill_distribution(const BlockInput& input, size_t slot, int32_t, SlotTrace* trace,
+                           Distribution& out) override {
         logits_.assign(static_cast<size_t>(weights_.n_vocab), -kInf);
         for (int32_t id = 0; id < weights_.n_vocab; ++id) {
             const int64_t row = row_of(id);
@@ -228,8 +244,8 @@ class FullSequentialHead final : public SequentialHeadBase {
 
 class CandidateSequentialHead final : public SequentialHeadBase {
   public:
-    CandidateSequentialHead(HeadWeights weights, int32_t n_candidates)
-        : SequentialHeadBase(std::move(weights)), n_candidates_(n_candidates) {}
+    CandidateSequentialHead(HeadWeights weights, int32_t n_candidates, int32_t n_followers)
+        : SequentialHeadBase(std::move(weights)), n_candidates_(n_candidates), followers_(weights_, n_followers) {}
 
   protected:
     void check_logits(const BlockInput& input) const override {
@@ -247,35 +263,79 @@ class CandidateSequentialHead final : public SequentialHeadBase {
         }
     }
 
-    // U alone chooses the candidates (the soft-cap is monotone): the K best of U + B could only be found by reading all
-    // of W2.
-    void fill_distribution(const BlockInput& input, size_t slot, SlotTrace* trace, Distribution& out) override {
-        const Candidates& chosen = input.candidates.empty() ? select(input.base_logits[slot]) : input.candidates[slot];
+    // The K best of U + B could only be found by reading all of W2. The best of U (the soft-cap is monotone) and the
+    // best of B, which are known beforehand, hold it nearly always.
+    void fill_distribution(const BlockInput& input, size_t slot, int32_t previous, SlotTrace* trace,
+                           Distribution& out) override {
+        const Candidates& chosen =
+            input.candidates.empty() ? select(input.base_logits[slot], previous) : input.candidates[slot];
         scored_.clear();
         for (size_t i = 0; i < chosen.ids.size(); ++i) {
-            const int32_t id = chosen.ids[i];
-            const int64_t row = row_of(id);
-            if (row >= 0) {
-                const float base = soft_capped(chosen.logits[i]);
-                const float bias = transition_bias(row);
-                add_trace(trace, id, base, bias);
-                scored_.ids.push_back(id);
-                scored_.logits.push_back(input.sampling == nullptr
-                                             ? base + bias
-                                             : adjust_logit(base + bias, id, *input.sampling, *input.counts));
+            if (i + kAhead < chosen.ids.size()) {
+                prefetch_bias(row_of(chosen.ids[i + kAhead]));
             }
+            score(input, chosen.ids[i], chosen.logits[i], trace);
         }
         builder_.candidate_distribution(scored_, input.truncation, out);
     }
 
+    void end_block() override { followers_.end_block(); }
+
   private:
-    const Candidates& select(const float* logits) {
-        builder_.select_top_k({logits, static_cast<size_t>(weights_.n_vocab)}, n_candidates_, selected_);
-        return selected_;
+    const Candidates& select(const float* logits, int32_t previous) {
+        const bool is_known = followers_.knows(previous);
+        if (!is_known) {
+            followers_.want(previous);
+        }
+        const std::span<const float> row(logits, static_cast<size_t>(weights_.n_vocab));
+        const int64_t n_wanted = is_known ? n_candidates_ : kUnknownFactor * n_candidates_;
+        builder_.select_candidates(row, static_cast<int32_t>(std::min(n_wanted, weights_.n_vocab)), selected_);
+        join(logits, followers_.find(previous));
+        return joined_;
     }
 
+    // selected_ and followers into joined_; all three by ascending id, as distributions are.
+    void join(const float* logits, std::span<const int32_t> followers) {
+        joined_.clear();
+        const auto add = [this](int32_t id, float logit) {
+            joined_.ids.push_back(id);
+            joined_.logits.push_back(logit);
+        };
+        size_t next = 0;
+        for (const int32_t id : followers) {
+            while (next < selected_.ids.size() && selected_.ids[next] < id) {
+                add(selected_.ids[next], selected_.logits[next]);
+                ++next;
+            }
+            const bool is_there = next < selected_.ids.size() && selected_.ids[next] == id;
+            if (!is_there && logits[id] > -kInf) {
+                add(id, logits[id]);
+            }
+        }
+        for (; next < selected_.ids.size(); ++next) {
+            add(selected_.ids[next], selected_.logits[next]);
+        }
+    }
+
+    void score(const BlockInput& input, int32_t id, float logit, SlotTrace* trace) {
+        const int64_t row = row_of(id);
+        if (row < 0) {
+            return;
+        }
+        const float base = soft_capped(logit);
+        const float bias = transition_bias(row);
+        add_trace(trace, id, base, bias);
+        scored_.ids.push_back(id);
+        scored_.logits.push_back(
+            input.sampling == nullptr ? base + bias : adjust_logit(base + bias, id, *input.sampling, *input.counts));
+    }
+
+    static constexpr int64_t kUnknownFactor = 4; // more of U while a token's followers are not known
+
     int32_t n_candidates_;
+    FollowerTable followers_;
     Candidates selected_; // ids and U
+    Candidates joined_;   // with the followers
     Candidates scored_;   // ids and U + B
 };
 
@@ -316,12 +376,12 @@ std::unique_ptr<SequentialHead> make_full_head(HeadWeights weights) {
     return std::make_unique<FullSequentialHead>(std::move(weights));
 }
 
-std::unique_ptr<SequentialHead> make_candidate_head(HeadWeights weights, int32_t n_candidates) {
+std::unique_ptr<SequentialHead> make_candidate_head(HeadWeights weights, int32_t n_candidates, int32_t n_followers) {
     validate_weights(weights);
     if (n_candidates <= 0) {
         throw_value("n_candidates", "be positive", std::to_string(n_candidates));
     }
-    return std::make_unique<CandidateSequentialHead>(std::move(weights), n_candidates);
+    return std::make_unique<CandidateSequentialHead>(std::move(weights), n_candidates, n_followers);
 }
 
 } // namespace dspark

@@ -57,7 +57,8 @@ void check_entry(const CalibrationEntry& entry, size_t block_size) {
             throw std::invalid_argument(message);
         }
     };
-    for (const auto& [name, values] : {std::pair("sts", &entry.sts), std::pair("acceptance", &entry.acceptance)}) {
+    for (const auto& [name, values] : {std::pair("sts", &entry.sts), std::pair("acceptance", &entry.acceptance),
+                                       std::pair("offsets", &entry.offsets)}) {
         require(values->empty() || values->size() == block_size,
                 std::string("calibration ") + name + " must hold block_size = " + std::to_string(block_size) +
                     " values, got " + std::to_string(values->size()));
@@ -69,6 +70,17 @@ void check_entry(const CalibrationEntry& entry, size_t block_size) {
     }
     for (const double value : entry.acceptance) {
         require(value >= 0 && value <= 1, "calibration acceptance must be in [0, 1], got " + std::to_string(value));
+    }
+    require(entry.maps.empty() || entry.maps.size() == block_size * kMapPoints,
+            "calibration maps must hold block_size x 11 = " + std::to_string(block_size * kMapPoints) +
+                " values, got " + std::to_string(entry.maps.size()));
+    for (size_t i = 0; i < entry.maps.size(); ++i) {
+        const bool is_ascending = i % kMapPoints == 0 || entry.maps[i - 1] <= entry.maps[i];
+        require(entry.maps[i] >= 0 && entry.maps[i] <= 1 && is_ascending,
+                "calibration maps must be in [0, 1] and never fall, got " + std::to_string(entry.maps[i]));
+    }
+    for (const double value : entry.offsets) {
+        require(std::isfinite(value), "calibration offsets must be finite, got " + std::to_string(value));
     }
 }
 
@@ -136,8 +148,11 @@ void SurvivalEstimator::expect(const SurvivalKey& key, std::span<double> rates) 
 }
 
 double SurvivalEstimator::scaled_logit(const Band& band, std::span<const float> logits, size_t slot) const {
-    const bool is_calibrated = band.calibration != nullptr && !band.calibration->sts.empty();
-    const double logit = logits[slot] / (is_calibrated ? band.calibration->sts[slot] : 1.0);
+    const auto value = [&](std::vector<double> CalibrationEntry::* values, double fallback) {
+        const bool is_fitted = band.calibration != nullptr && !(band.calibration->*values).empty();
+        return is_fitted ? (band.calibration->*values)[slot] : fallback;
+    };
+    const double logit = logits[slot] / value(&CalibrationEntry::sts, 1) + value(&CalibrationEntry::offsets, 0);
     return std::isnan(logit) ? 0.0 : std::clamp(logit, -kMostLogit, kMostLogit);
 }
 
@@ -153,6 +168,23 @@ void SurvivalEstimator::read_confidence(const SurvivalKey& key, std::span<const 
     for (size_t k = 0; k < rates.size(); ++k) {
         rates[k] =
             sigmoid(band.correction.slope * scaled_logit(band, logits, k) + band.correction.shift[k] + own_shift);
+    }
+    if (band.calibration != nullptr && !band.calibration->maps.empty()) {
+        map_survivals(band, rates);
+    }
+}
+
+// Conditional rates in, and out: their products go through the maps.
+void SurvivalEstimator::map_survivals(const Band& band, std::span<double> rates) const {
+    double before = 1;
+    for (size_t k = 0; k < rates.size() && before > 0; ++k) {
+        const double* map = band.calibration->maps.data() + k * kMapPoints;
+        const double place = before * rates[k] * static_cast<double>(kMapPoints - 1);
+        const size_t left = std::min(static_cast<size_t>(place), kMapPoints - 2);
+        const double mapped = map[left] + (place - static_cast<double>(left)) * (map[left + 1] - map[left]);
+        const double survival = std::min(before, mapped);
+        rates[k] = survival / before;
+        before = survival;
     }
 }
 

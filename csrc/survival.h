@@ -13,12 +13,18 @@
 
 namespace dspark {
 
+inline constexpr size_t kMapPoints = 11;
+
 // What `dspark calibrate` fitted for one verification rule at one sampling temperature (DESIGN section 2, calibration).
 struct CalibrationEntry {
     Verification rule = Verification::exact;
     double temperature = 0;
     std::vector<double> sts;        // (block_size,) T_k, divides the confidence logit of slot k; empty: none fitted
     std::vector<double> acceptance; // (block_size,) P(slot k accepted | the slots before it were); empty: unknown
+    std::vector<double> offsets;    // (block_size,) b_k: c_k = sigmoid(logit_k / T_k + b_k); empty: 0
+    // (block_size, kMapPoints) M_k at 0, 0.1, .. 1, linear between: the survival of the first k tokens is
+    // a_k = min(a_{k-1}, M_k(a_{k-1} c_k)); empty: a_{k-1} c_k.
+    std::vector<double> maps;
 };
 
 // Whose tokens they are: acceptance differs by rule and temperature as much as by text.
@@ -35,8 +41,9 @@ class SurvivalEstimator {
 
     // (block_size,) conditional survival of each slot, from older rounds.
     void expect(const SurvivalKey& key, std::span<double> rates);
-    // (block_size,) from this round's confidence logits: sigmoid(s * logit_k / T_k + b_k), T_k calibrated, s and b
-    // corrected online; without logits, expect().
+    // (block_size,) a_k / a_{k-1} from this round's confidence logits: c_k = sigmoid(s * (logit_k / T_k + b_k) + d_k),
+    // T_k and b_k calibrated, s and d corrected online, then the survival maps; without logits, expect(). Rate k
+    // depends on logits 0 .. k alone.
     void read_confidence(const SurvivalKey& key, std::span<const float> logits, std::span<double> rates);
     // A drafted round: slots 0 .. prefix_len - 1 were sent, n_accepted of them stood. The slot after them, when all
     // stood, counts half, with what its confidence says: else a request whose confidences are too low to verify
@@ -68,6 +75,7 @@ class SurvivalEstimator {
 
     [[nodiscard]] Band& band_of(const SurvivalKey& key);
     [[nodiscard]] const CalibrationEntry* nearest_entry(const SurvivalKey& key) const;
+    void map_survivals(const Band& band, std::span<double> rates) const;
     [[nodiscard]] double scaled_logit(const Band& band, std::span<const float> logits, size_t slot) const;
     void expect_band(const Band& band, std::span<double> rates) const;
 

@@ -25,20 +25,14 @@ inline float sum_lanes(const float (&lanes)[kLanes]) {
     return (quarter[0] + quarter[1]) + (quarter[2] + quarter[3]);
 }
 
-// Lane j's maximum over x[j], x[j + kLanes], ...; -inf where there is none.
-inline void max_lanes(const float* x, size_t n, float* maxima) {
-    float largest[kLanes];
-    std::fill_n(largest, kLanes, -std::numeric_limits<float>::infinity());
-    const size_t whole = n - n % kLanes;
-    for (size_t i = 0; i < whole; i += kLanes) {
-        for (size_t j = 0; j < kLanes; ++j) {
-            largest[j] = x[i + j] > largest[j] ? x[i + j] : largest[j];
-        }
+inline float max_lanes(const float (&lanes)[kLanes]) {
+    float largest[kLanes / 4];
+    for (size_t j = 0; j < kLanes / 4; ++j) {
+        const float even = lanes[j] > lanes[j + 8] ? lanes[j] : lanes[j + 8];
+        const float odd = lanes[j + 4] > lanes[j + 12] ? lanes[j + 4] : lanes[j + 12];
+        largest[j] = even > odd ? even : odd;
     }
-    for (size_t i = whole; i < n; ++i) {
-        largest[i - whole] = std::max(largest[i - whole], x[i]);
-    }
-    std::copy_n(largest, kLanes, maxima);
+    return std::max(std::max(largest[0], largest[1]), std::max(largest[2], largest[3]));
 }
 
 // False when x holds NaN or +inf.
@@ -48,6 +42,30 @@ inline bool is_below_infinity(const float* x, size_t n) {
         n_bad |= x[i] < std::numeric_limits<float>::infinity() ? 0 : 1;
     }
     return n_bad == 0;
+}
+
+// The maxima of groups of kMaxGroup neighbours, the last one shorter. False when x holds NaN or +inf, or may: the sum of
+// four logits is then one of these, or overflows.
+inline constexpr size_t kMaxGroup = 4 * kLanes;
+inline bool max_groups(const float* x, size_t n, float* maxima) {
+    constexpr float kInf = std::numeric_limits<float>::infinity();
+    int32_t n_bad[kLanes] = {};
+    const size_t n_whole = n / kMaxGroup;
+    for (size_t g = 0; g < n_whole; ++g, x += kMaxGroup) {
+        float lanes[kLanes];
+        for (size_t j = 0; j < kLanes; ++j) {
+            const float a = x[j] > x[j + kLanes] ? x[j] : x[j + kLanes];
+            const float b = x[j + 2 * kLanes] > x[j + 3 * kLanes] ? x[j + 2 * kLanes] : x[j + 3 * kLanes];
+            lanes[j] = a > b ? a : b;
+            n_bad[j] |= x[j] + x[j + kLanes] + x[j + 2 * kLanes] + x[j + 3 * kLanes] < kInf ? 0 : 1;
+        }
+        maxima[g] = max_lanes(lanes);
+    }
+    const size_t n_rest = n % kMaxGroup;
+    if (n_rest > 0) {
+        maxima[n_whole] = *std::max_element(x, x + n_rest);
+    }
+    return std::all_of(n_bad, n_bad + kLanes, [](int32_t bad) { return bad == 0; }) && is_below_infinity(x, n_rest);
 }
 
 // exp for x <= 0 (no NaN), within 2e-7 relative; 0 below -87, where float exp would leave the normal range. Adding 1.5
@@ -78,12 +96,16 @@ inline float exp_nonpositive(float x) {
 
 // IEEE half to float, exact for every finite value: the half's bits as a float are 2^112 too small, and multiplying
 // puts subnormals right too. (Infinity and NaN become finite: weights hold none.)
+inline float float_of_half(uint16_t half) {
+    const auto bits = static_cast<uint32_t>(half);
+    const float magnitude = std::bit_cast<float>((bits & 0x7FFFu) << 13) * 0x1p112f;
+    return std::bit_cast<float>(std::bit_cast<uint32_t>(magnitude) | (bits & 0x8000u) << 16);
+}
+
 inline void decode_f16(const void* source, float* out, int64_t n) {
     const auto* halves = static_cast<const uint16_t*>(source);
     for (int64_t i = 0; i < n; ++i) {
-        const auto half = static_cast<uint32_t>(halves[i]);
-        const float magnitude = std::bit_cast<float>((half & 0x7FFFu) << 13) * 0x1p112f;
-        out[i] = std::bit_cast<float>(std::bit_cast<uint32_t>(magnitude) | (half & 0x8000u) << 16);
+        out[i] = float_of_half(halves[i]);
     }
 }
 
@@ -128,6 +150,23 @@ inline float dot(const float* a, const float* b, size_t n) {
     }
     for (size_t i = whole; i < n; ++i) {
         lanes[i - whole] += a[i] * b[i];
+    }
+    return sum_lanes(lanes);
+}
+
+// (n,) . (n,), the first in IEEE half: the same sum, to the bit, as decode_f16 and dot give.
+inline float dot_f16(const void* source, const float* x, int64_t n) {
+    const auto* halves = static_cast<const uint16_t*>(source);
+    float lanes[kLanes] = {};
+    const auto n_all = static_cast<size_t>(n);
+    const size_t whole = n_all - n_all % kLanes;
+    for (size_t i = 0; i < whole; i += kLanes) {
+        for (size_t j = 0; j < kLanes; ++j) {
+            lanes[j] += float_of_half(halves[i + j]) * x[i + j];
+        }
+    }
+    for (size_t i = whole; i < n_all; ++i) {
+        lanes[i - whole] += float_of_half(halves[i]) * x[i];
     }
     return sum_lanes(lanes);
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,41 @@ def llm(f32_target: Path, f32_drafter: Path) -> Iterator[Any]:
         f32_target, f32_drafter, n_ctx=512, n_parallel=8, n_threads=1, kv_type="f32", flash_attention=False
     ) as llm:
         yield llm
+
+
+@pytest.fixture(scope="session")
+def no_confidence_drafter(demo_target: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled drafter's checkpoint, converted without its confidence head."""
+    from dspark_cpp.convert import ConvertOptions, convert
+
+    folder = tmp_path_factory.mktemp("no-confidence")
+    checkpoint = Path(shutil.copytree(Path(__file__).parent / "data/demo_pair/vanilla", folder / "checkpoint"))
+    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    config["enable_confidence_head"] = False
+    (checkpoint / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    for path in checkpoint.glob("*.safetensors"):
+        drop_tensors(path, "confidence_head.")
+    convert(ConvertOptions(checkpoint, demo_target, folder / "drafter.gguf", "q8_0"))
+    return folder / "drafter.gguf"
+
+
+def drop_tensors(path: Path, prefix: str) -> None:
+    """Rewrite a safetensors file without the tensors whose names begin so."""
+    raw = path.read_bytes()
+    n_header = int.from_bytes(raw[:8], "little")
+    header, data = json.loads(raw[8 : 8 + n_header]), raw[8 + n_header :]
+    kept: dict[str, Any] = {}
+    parts: list[bytes] = []
+    for name, info in header.items():
+        if name == "__metadata__":
+            kept[name] = info
+        elif not name.startswith(prefix):
+            begin, end = info["data_offsets"]
+            at = sum(map(len, parts))
+            kept[name] = info | {"data_offsets": [at, at + end - begin]}
+            parts.append(data[begin:end])
+    text = json.dumps(kept).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(parts))
 
 
 def dequantize(source: Path, destination: Path) -> Path:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dspark_cpp.calibration import Calibration, CalibrationEntry
+from dspark_cpp.calibration import MAP_POINTS, Calibration, CalibrationEntry
 from dspark_cpp.calibration_files import (
     find_calibration,
     read_gguf_keys,
@@ -22,11 +22,10 @@ from dspark_cpp.calibration_files import (
     write_gguf_keys,
     write_side_file,
 )
-from dspark_cpp.calibration_fit import (
+from dspark_cpp.calibration_fit import conditional_acceptance, fit_beyond_sts, fit_sts, measure_positions, survivals
+from dspark_cpp.calibration_scores import (
     brier_score,
-    conditional_acceptance,
     expected_calibration_error,
-    fit_sts,
     reliability,
     roc_auc,
     sample_ece,
@@ -35,6 +34,8 @@ from dspark_cpp.convert.gguf_file import GGUFFile
 from dspark_cpp.errors import DSparkError, ModelLoadError, ModelMismatchError
 from reference import calibration as oracle
 
+DATA = Path(__file__).parent / "data" / "demo_pair"
+DEMO_TARGET = Path(__file__).parents[1] / "python" / "dspark_cpp" / "demo" / "target.gguf"
 GAMMA = 3
 RNG = np.random.default_rng(1)
 
@@ -108,6 +109,63 @@ def test_unverified_tokens_say_nothing() -> None:
     assert rates[1:] == pytest.approx(conditional_acceptance(accepted, GAMMA)[1:])
 
 
+def test_survivals_equal_plain_loops() -> None:
+    logits = RNG.normal(0.5, 2.0, (50, GAMMA))
+    sts, offsets = RNG.uniform(0.5, 2.0, GAMMA), RNG.normal(0.0, 1.0, GAMMA)
+    maps = np.sort(RNG.random((GAMMA, MAP_POINTS)), axis=1)
+    ours = survivals(logits, sts, offsets, maps.ravel())
+    for row, values in zip(logits, ours, strict=True):
+        assert values.tolist() == pytest.approx(oracle.survivals(row, sts, offsets, maps), abs=1e-12)
+    identity = np.tile(np.linspace(0, 1, MAP_POINTS), GAMMA)
+    np.testing.assert_allclose(survivals(logits, sts, offsets, identity), survivals(logits, sts, offsets), atol=1e-12)
+
+
+@pytest.mark.parametrize(("slope", "offset"), [(0.5, -1.0), (1.0, 0.0), (2.0, 1.5)])
+def test_temperature_and_offset_are_found(slope: float, offset: float) -> None:
+    """20,000 blocks, a tenth of which reach the last token: its slope's standard error is about 5 %."""
+    rng = np.random.default_rng(5)
+    logits = rng.normal(1.0, 1.5, (20_000, GAMMA))
+    survives = rng.random(logits.shape) < 1 / (1 + np.exp(-(slope * logits + offset)))
+    accepted = np.cumprod(survives, axis=1).sum(axis=1)
+    temperatures, offsets, maps = fit_beyond_sts(logits, accepted, np.ones(GAMMA))
+    assert 1 / temperatures == pytest.approx([slope] * GAMMA, rel=0.15)
+    assert offsets == pytest.approx([offset] * GAMMA, abs=0.15)
+    points = np.linspace(0, 1, MAP_POINTS)  # nothing is left for the maps to do
+    assert np.abs(maps.reshape(GAMMA, -1) - points)[:, 2:-2].max() < 0.1
+
+
+def test_maps_mend_what_confidences_cannot() -> None:
+    """Easy and hard blocks with the same confidences: true one by one, wrong in their product."""
+    rng = np.random.default_rng(6)
+    is_easy = rng.random(40_000) < 0.5
+    rates = np.where(is_easy, 0.95, 0.45)[:, None]
+    accepted = np.cumprod(rng.random((is_easy.size, GAMMA)) < rates, axis=1).sum(axis=1)
+    logits = rng.normal(0.0, 0.5, (is_easy.size, GAMMA))
+    halves = np.arange(is_easy.size) % 2 == 0
+    sts = fit_sts(logits[halves], accepted[halves])
+    fitted = fit_beyond_sts(logits[halves], accepted[halves], sts)
+    alone, mapped = (
+        measure_positions(logits[~halves], accepted[~halves], *each)[-1].ece for each in ((sts, 0.0, None), fitted)
+    )
+    assert alone > 0.05
+    assert mapped < 0.02
+
+
+def test_fit_beyond_sts_survives_odd_data() -> None:
+    identity = np.tile(np.linspace(0, 1, MAP_POINTS), GAMMA)
+    for logits, accepted in (
+        (np.zeros((0, GAMMA)), []),
+        (np.tile([np.inf, np.inf, -np.inf], (50, 1)), [2] * 50),
+        (np.full((50, GAMMA), 2.0), [GAMMA] * 50),
+        (np.full((50, GAMMA), -3.0), [0] * 50),
+    ):
+        temperatures, offsets, maps = fit_beyond_sts(logits, accepted, np.ones(GAMMA))
+        CalibrationEntry("block", 1.0, tuple(temperatures), (0.5,) * GAMMA, 1, tuple(offsets), tuple(maps))
+        if not len(accepted):
+            assert temperatures.tolist() == [1.0] * GAMMA
+            assert maps == pytest.approx(identity)
+
+
 def test_bad_blocks_are_refused() -> None:
     with pytest.raises(ValueError, match="logits must be numbers, got NaN in 1 blocks"):
         fit_sts([[np.nan, 0.0]], [0])
@@ -120,10 +178,13 @@ def test_bad_blocks_are_refused() -> None:
 # ---- the record ----
 
 
+MAPS = tuple(round(i / 10, 1) for i in range(MAP_POINTS)) * 7
+
+
 @pytest.fixture
 def calibration() -> Calibration:
     entries = tuple(
-        CalibrationEntry(rule, temperature, (1.1, *[0.7] * 6), (0.9, *[0.85] * 6), 1000 + i)
+        CalibrationEntry(rule, temperature, (1.1, *[0.7] * 6), (0.9, *[0.85] * 6), 1000 + i, (-0.5,) * 7, MAPS)
         for i, (rule, temperature) in enumerate(
             [("exact", 0.0), ("rejection", 0.5), ("rejection", 1.0), ("block", 1.0)]
         )
@@ -154,6 +215,11 @@ def test_entry_for_a_request(calibration: Calibration) -> None:
         ("rule", "greedy", "rules must be one of exact, rejection, block, got greedy"),
         ("temperature", -1, "temperatures must be 0 or more, got -1"),
         ("n_blocks", 1.5, "n_blocks must be a count, got 1.5"),
+        ("offsets", [0.0] * 6, "offsets must have 7 values, got 6"),
+        ("offsets", [float("inf")] * 7, "offsets must be finite, got inf"),
+        ("maps", [0.5] * 76, "maps must have 77 values, got 76"),
+        ("maps", [0.5] * 76 + [0.4], "maps must never fall, got 0.4 after 0.5"),
+        ("maps", [1.5] * 77, r"maps must be in \[0, 1\], got 1.5"),
     ],
 )
 def test_damaged_side_file_names_file_and_key(
@@ -185,10 +251,11 @@ def drafter(tmp_path: Path, demo_drafter: Path) -> Path:
     return Path(shutil.copy(demo_drafter, tmp_path / "drafter.gguf"))
 
 
-@pytest.mark.parametrize("has_sts", [True, False])
-def test_gguf_round_trip_keeps_all_else(drafter: Path, calibration: Calibration, has_sts: bool) -> None:
-    if not has_sts:
-        calibration = replace(calibration, entries=tuple(replace(entry, sts=()) for entry in calibration.entries))
+@pytest.mark.parametrize("missing", [(), ("maps",), ("maps", "offsets"), ("maps", "offsets", "sts")], ids=str)
+def test_gguf_round_trip_keeps_all_else(drafter: Path, calibration: Calibration, missing: tuple[str, ...]) -> None:
+    """Also what older versions wrote: temperatures alone, and nothing but acceptance."""
+    without: dict[str, Any] = dict.fromkeys(missing, ())
+    calibration = replace(calibration, entries=tuple(replace(entry, **without) for entry in calibration.entries))
     old_bytes = drafter.read_bytes()
     old = GGUFFile(drafter)
     write_gguf_keys(calibration, drafter)
@@ -250,7 +317,96 @@ def test_damaged_keys_name_file_and_key(drafter: Path, calibration: Calibration)
         read_gguf_keys(drafter)
 
 
+def test_side_file_of_an_older_version_is_read(tmp_path: Path, calibration: Calibration) -> None:
+    data = json.loads(calibration.to_json())
+    for entry in data["entries"]:
+        del entry["offsets"], entry["maps"]
+    path = tmp_path / "old.json"
+    path.write_text(json.dumps(data))
+    assert not read_side_file(path).has_offsets
+    assert read_side_file(path).entries[0].sts == calibration.entries[0].sts
+
+
 # ---- the command ----
+
+
+def run_command(drafter: Path, *options: str, target: str = "demo") -> subprocess.CompletedProcess[str]:
+    pytest.importorskip("dspark_cpp._core")
+    command = [sys.executable, "-m", "dspark_cpp.cli", "calibrate", target, "--draft", str(drafter)]
+    few = ["--n-tokens", "300", "--max-tokens", "48", "--rules", "block", "--n-threads", "1"]
+    return subprocess.run([*command, *few, *options], capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("own.txt", "Once upon a time there was a cow.\n\nTo sort a list, write a loop.\n\nFirst add 3 and 4."),
+        (
+            "own.jsonl",
+            '{"prompt": "What is 12 x 12?"}\n\n{"messages": [{"role": "user", "content": "Tell me a story."}]}\n'
+            '{"text": "def add(a, b): return a + b  # a function that adds two numbers"}\n',
+        ),
+    ],
+)
+def test_own_prompts(tmp_path: Path, drafter: Path, name: str, text: str) -> None:
+    data = tmp_path / name
+    data.write_text(text, encoding="utf-8")
+    result = run_command(drafter, "--data", str(data), "--temperatures", "0,1")
+    assert result.returncode == 0, result.stderr
+    assert "(1 prompts)" in result.stdout  # of three, two are fitted on
+    assert [entry.rule for entry in read_side_file(side_file(drafter)).entries] == ["exact", "block"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.jsonl", b'{"prompt": "x"}\n{"question": "y"}\n', "a.jsonl, line 2 must be an object with a"),
+        ("a.jsonl", b'{"prompt": "x"}\n{"prompt": \n', "a.jsonl, line 2: "),
+        ("a.jsonl", b'{"messages": [{"role": "user"}]}\n', "a.jsonl, line 1 must be an object with a"),
+        ("a.jsonl", b'["x"]\n', "a.jsonl, line 1 must be an object with a"),
+        ("a.jsonl", b"\n", "data must hold prompts, got none"),
+        ("a.txt", b"  \n\n ", "data must hold prompts, got none"),
+        ("a.txt", b"one text alone", "prompts must hold at least 2 different ones, got 1"),
+        ("a.txt", b"\xff\xfe", "a.txt must be UTF-8 text, got byte 0xff at 0"),
+        ("a.json", b'{"code": "x"}', "a.json must hold a JSON object of lists of questions"),
+        ("a.json", b"{", "a.json must hold a JSON object of lists of questions"),
+        ("missing.txt", None, "cannot read .*missing.txt: No such file"),
+    ],
+)
+def test_bad_prompts_name_file_and_rule(tmp_path: Path, name: str, text: bytes | None, message: str) -> None:
+    core = pytest.importorskip("dspark_cpp._core")
+    from dspark_cpp.calibration_prompts import read_prompts, split_prompts
+
+    path = tmp_path / name
+    if text is not None:
+        path.write_bytes(text)
+    target = core.Model.load_target(str(DEMO_TARGET))
+    with pytest.raises(ValueError, match=message):
+        split_prompts(read_prompts(target, path), seed=0)
+
+
+def test_command_names_a_bad_line(tmp_path: Path, drafter: Path) -> None:
+    data = tmp_path / "own.jsonl"
+    data.write_text('{"prompt": "x"}\n{"prompt": 3}\n')
+    result = run_command(drafter, "--data", str(data))
+    assert result.returncode == 1
+    assert "own.jsonl, line 2 must be an object" in "".join(result.stderr.split("\n")).replace("  ", " ")
+    assert "Traceback" not in result.stderr
+    assert not side_file(drafter).exists()
+
+
+def test_drafter_without_confidence_head(tmp_path: Path, no_confidence_drafter: Path) -> None:
+    """Acceptance is measured and stored; figures and plot, which need confidences, are left out."""
+    drafter = Path(shutil.copy(no_confidence_drafter, tmp_path))
+    result = run_command(drafter, "--temperatures", "0,1", "--write", "--plot", str(tmp_path / "plot.png"))
+    assert result.returncode == 0, result.stderr
+    assert "no confidence head" in result.stdout
+    stored = read_gguf_keys(drafter)
+    assert stored == read_side_file(side_file(drafter))
+    assert stored is not None
+    assert not stored.has_sts
+    assert all(len(entry.acceptance) == 7 for entry in stored.entries)
+    assert not (tmp_path / "plot.png").exists()
 
 
 def test_command_on_the_demo_pair(tmp_path: Path, drafter: Path) -> None:
@@ -280,9 +436,24 @@ def test_command_on_the_demo_pair(tmp_path: Path, drafter: Path) -> None:
 
 def test_halves_share_no_prompt() -> None:
     pytest.importorskip("dspark_cpp._core")
-    from dspark_cpp.calibrate_run import split_prompts
+    from dspark_cpp.calibration_prompts import split_prompts
 
-    fit, held_out = split_prompts([[i % 7, 1] for i in range(20)], seed=3)
-    assert sorted(map(tuple, fit + held_out)) == [(i, 1) for i in range(7)]
+    domains = [[[i % 7, 1] for i in range(20)], [[i, 2] for i in range(5)], [[3, 1], [9, 3]]]
+    fit, held_out = split_prompts(domains, seed=3)
+    assert sorted(map(tuple, fit + held_out)) == sorted(
+        {(i, 1) for i in range(7)} | {(i, 2) for i in range(5)} | {(9, 3)}
+    )
+    assert abs(sum(prompt[1] == 2 for prompt in fit) - 2.5) == 0.5  # every domain is halved
     with pytest.raises(ValueError, match="at least 2 different ones, got 1"):
-        split_prompts([[1], [1]], seed=0)
+        split_prompts([[[1], [1]]], seed=0)
+
+
+def test_bundled_prompts_do_not_judge_themselves() -> None:
+    """Prompts that calibrate are none of those that the demo and the benchmarks show."""
+    own = json.loads((DEMO_TARGET.parent / "calibration_prompts.json").read_text(encoding="utf-8"))
+    shown = json.loads((DEMO_TARGET.parent / "prompts.json").read_text(encoding="utf-8"))
+    judged = {prompt["text"] for prompt in json.loads((DATA / "prompts.json").read_text(encoding="utf-8"))["prompts"]}
+    questions = [question for domain in own.values() for question in domain]
+    assert len(set(questions)) == len(questions)
+    assert not set(questions) & {question for domain in shown.values() for question in domain}
+    assert not {f"<|im_start|>user\n{q}<|im_end|>\n<|im_start|>assistant\n" for q in questions} & judged

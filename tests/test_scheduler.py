@@ -150,7 +150,7 @@ def test_every_request_has_its_own_policy_and_limit() -> None:
 
 
 def test_threshold_reads_the_raw_confidence_whatever_was_learned() -> None:
-    bound = scheduler(policy="threshold:0.5", calibration=[("exact", 0.0, [9.0] * BLOCK, [0.01] * BLOCK)])
+    bound = scheduler(policy="threshold:0.5", calibration=[("exact", 0.0, [9.0] * BLOCK, [0.01] * BLOCK, [], [])])
     assert bound.select([{"id": 1}]) == ["draft"]
     assert bound.schedule([[0.1] * 4 + [-0.1] * 3]) == [4]
 

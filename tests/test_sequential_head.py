@@ -88,6 +88,40 @@ def test_heads_equal_oracle(head, form, options):
         check_block(draft, expected_block(weights, request, FORMS[form]), weights)
 
 
+@pytest.mark.parametrize("has_map", [False, True])
+@pytest.mark.parametrize("options", [{"temperature": 0.0}, {"temperature": 0.8}], ids=str)
+def test_followers_join_the_candidates_of_a_vanilla_head(options, has_map):
+    """Five of U and three of B: the union, and p^d restricted to it."""
+    rng = np.random.default_rng(11)
+    d2t = {"d2t": rng.permutation(N_VOCAB)[:300].tolist()} if has_map else {}
+    weights = make_weights("vanilla", rng, **d2t)
+    requests = [make_request(rng, **options) for _ in range(6)]
+    if has_map:
+        for request in requests:
+            request["base_logits"][:, np.setdiff1d(np.arange(N_VOCAB), d2t["d2t"])] = -np.inf
+    drafts = _math.draft_blocks(weights, 5, requests, 3)
+    sizes = set()
+    for request, draft in zip(requests, drafts, strict=True):
+
+        def uniform(slot, request=request):
+            return _math.uniform(request["seed"], "draft_sample", request["start"] + 1 + slot, request["start"])
+
+        check_block(draft, oracle.draft_block(weights, request, 5, uniform, n_followers=3), weights)
+        sizes |= {len(trace["ids"]) for trace in draft["trace"]}
+        assert all(len(set(trace["ids"].tolist())) == len(trace["ids"]) for trace in draft["trace"])
+    assert sizes <= {5, 6, 7, 8}
+    assert max(sizes) == 8
+
+
+def test_followers_of_other_heads_are_not_known_beforehand():
+    rng = np.random.default_rng(12)
+    for head in ("none", "gated", "rnn"):
+        weights, request = make_weights(head, rng), make_request(rng)
+        with_followers, without = (_math.draft_blocks(weights, 9, [request], n)[0] for n in (3, 0))
+        assert with_followers["tokens"].tolist() == without["tokens"].tolist()
+        assert all(len(trace["ids"]) == 9 for trace in with_followers["trace"])
+
+
 @pytest.mark.parametrize("head", MARKOV_HEADS)
 def test_a_batch_equals_its_requests_alone(head):
     """Bit for bit, with ragged slots: a request must not feel its neighbours."""

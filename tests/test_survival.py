@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from dspark_cpp import _core
+from reference import calibration as oracle
 
 _survival = _core._scheduling  # type: ignore[attr-defined]
 BLOCK = 4
@@ -154,9 +155,9 @@ def test_a_calibration_that_contradicts_what_is_seen_counts_little_after_three_r
 
 
 CALIBRATION = [
-    ("block", 1.0, [2.0] * BLOCK, [0.5] * BLOCK),
-    ("block", 0.0, [], [0.9] * BLOCK),
-    ("rejection", 1.0, [0.5] * BLOCK, [0.3] * BLOCK),
+    ("block", 1.0, [2.0] * BLOCK, [0.5] * BLOCK, [], []),
+    ("block", 0.0, [], [0.9] * BLOCK, [], []),
+    ("rejection", 1.0, [0.5] * BLOCK, [0.3] * BLOCK, [], []),
 ]
 
 
@@ -178,15 +179,47 @@ def test_the_nearest_calibration_counts(rule: str, temperature: float, rate: flo
     assert read == pytest.approx(list(sigmoid([1.0 / sts] * BLOCK)))
 
 
+def test_offsets_and_maps_equal_the_oracle() -> None:
+    """Doubles on both sides: 1e-12 is rounding."""
+    rng = np.random.default_rng(3)
+    sts, offsets = rng.uniform(0.7, 2.0, BLOCK), rng.uniform(-1.0, 1.0, BLOCK)
+    maps = np.sort(rng.random((BLOCK, 11)), axis=1)
+    maps[1] = np.linspace(0, 1, 11)
+    entry = ("block", 1.0, sts.tolist(), [], offsets.tolist(), maps.ravel().tolist())
+    estimator = _survival.SurvivalEstimator(BLOCK, [entry])
+    for _ in range(200):
+        logits = rng.uniform(-4.0, 4.0, BLOCK).astype(np.float32)  # the estimator cuts off beyond 8, scaled
+        expected = oracle.survivals(logits.tolist(), sts.tolist(), offsets.tolist(), maps.tolist())
+        read = estimator.read_confidence(key(), logits.tolist())
+        np.testing.assert_allclose(np.cumprod(read), expected, atol=1e-12)
+        assert np.all((np.array(read) >= 0) & (np.array(read) <= 1))
+
+
+def test_a_rate_depends_on_nothing_later() -> None:
+    """Non-anticipation: what is said of slot k may use logits 0 .. k alone."""
+    maps = np.linspace(0, 1, 11) ** 2
+    entry = ("block", 1.0, [1.5] * BLOCK, [], [0.3] * BLOCK, np.tile(maps, BLOCK).tolist())
+    estimator = _survival.SurvivalEstimator(BLOCK, [entry])
+    first = estimator.read_confidence(key(), [1.0, 0.5, 2.0, -1.0])
+    for k in range(BLOCK - 1):
+        other = estimator.read_confidence(key(), [1.0, 0.5, 2.0, -1.0][: k + 1] + [-7.0] * (BLOCK - 1 - k))
+        assert other[: k + 1] == first[: k + 1]
+
+
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        (("block", 1.0, [1.0], []), "calibration sts must hold block_size = 4 values, got 1"),
-        (("block", 1.0, [], [0.5] * 5), "calibration acceptance must hold block_size = 4 values, got 5"),
-        (("block", -1.0, [], []), "calibration temperature must be 0 or more"),
-        (("block", 1.0, [0.0] * 4, []), "calibration sts must be above 0"),
-        (("block", 1.0, [], [1.5] * 4), r"calibration acceptance must be in \[0, 1\]"),
-        (("block", 1.0, [], [float("nan")] * 4), r"calibration acceptance must be in \[0, 1\]"),
+        (("block", 1.0, [1.0], [], [], []), "calibration sts must hold block_size = 4 values, got 1"),
+        (("block", 1.0, [], [0.5] * 5, [], []), "calibration acceptance must hold block_size = 4 values, got 5"),
+        (("block", -1.0, [], [], [], []), "calibration temperature must be 0 or more"),
+        (("block", 1.0, [0.0] * 4, [], [], []), "calibration sts must be above 0"),
+        (("block", 1.0, [], [1.5] * 4, [], []), r"calibration acceptance must be in \[0, 1\]"),
+        (("block", 1.0, [], [float("nan")] * 4, [], []), r"calibration acceptance must be in \[0, 1\]"),
+        (("block", 1.0, [], [], [0.0] * 3, []), "calibration offsets must hold block_size = 4 values, got 3"),
+        (("block", 1.0, [], [], [float("inf")] * 4, []), "calibration offsets must be finite, got inf"),
+        (("block", 1.0, [], [], [], [0.5] * 40), "calibration maps must hold block_size x 11 = 44 values, got 40"),
+        (("block", 1.0, [], [], [], [0.5] * 43 + [0.4]), r"calibration maps must be in \[0, 1\] and never fall"),
+        (("block", 1.0, [], [], [], [float("nan")] * 44), r"calibration maps must be in \[0, 1\] and never fall"),
     ],
 )
 def test_calibration_is_validated(entry: Any, message: str) -> None:

@@ -12,8 +12,22 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
+from upstream_drafting import read_draft_ms
 from upstream_server import server_command
-from upstream_sweep import OURS, OURS_PLAIN, UPSTREAM_PLAIN, Reply, Sample, Sweep, _turn, as_table, parse_way, ratio
+from upstream_sweep import (
+    OURS,
+    OURS_FULL,
+    OURS_PLAIN,
+    UPSTREAM_PLAIN,
+    Reply,
+    Sample,
+    Sweep,
+    _turn,
+    as_table,
+    parse_way,
+    ratio,
+    summary,
+)
 
 
 def make_options(**changes: object) -> argparse.Namespace:
@@ -36,8 +50,9 @@ def test_ways_hold_every_setting_of_upstream() -> None:
         "upstream n=7 p=0.5",
         OURS_PLAIN,
         OURS,
+        OURS_FULL,
     ]
-    assert [parse_way(way) for way in ways[:-2]] == [(0, 0.0), (1, 0.0), (7, 0.0), (7, 0.3), (7, 0.5)]
+    assert [parse_way(way) for way in ways[:-3]] == [(0, 0.0), (1, 0.0), (7, 0.0), (7, 0.3), (7, 0.5)]
     with pytest.raises(ValueError, match="way must be upstream's"):
         parse_way(OURS)
 
@@ -72,3 +87,29 @@ def test_ratios_are_medians_within_repetitions() -> None:
     assert ratio(ours, theirs) == 2.0
     table = as_table([*ours.values(), *theirs.values()], "title")
     assert list(table.columns[2].cells) == ["2.000", "1.000"]
+
+
+def test_summary_takes_upstream_s_best_in_hindsight() -> None:
+    def sample(way: str, speed: float, length: float) -> Sample:
+        return Sample(1, 1.0, way, 0, speed, length, 1.0)
+
+    table = summary(
+        [
+            sample(UPSTREAM_PLAIN, 100.0, 1.0),
+            sample("upstream n=1", 80.0, 1.5),
+            sample("upstream n=7", 50.0, 2.0),
+            sample(OURS, 120.0, 1.2),
+            sample(OURS_FULL, 60.0, 4.0),
+        ]
+    )
+    [row] = zip(*(column.cells for column in table.columns), strict=True)
+    assert row == ("1", "1", UPSTREAM_PLAIN, "1.200", "upstream n=1", "1.500", "2.00", "4.00", "2.00")
+
+
+def test_draft_time_is_read_from_the_last_statistics() -> None:
+    line = (
+        "statistics draft-dspark: #calls(b,g,a) =    1     {n}     9, #gen drafts = 8, dur(b,g,a) = 0.001, {ms}, 0.2 ms"
+    )
+    log = "\n".join([line.format(n=4, ms="100.0"), "other", line.format(n=10, ms="500.0")])
+    assert read_draft_ms(log) == 50.0
+    assert read_draft_ms("nothing") is None

@@ -2,6 +2,7 @@
 
     python tools/bench_upstream.py                       # the bundled pair; builds the server on first use
     python tools/bench_upstream.py --sweep --json result.json      # speeds: every setting of upstream's beside ours
+    python tools/bench_upstream.py --drafting --shape 0.6B         # the time to draft a block, random weights
     python tools/bench_upstream.py --target T.gguf --drafter D.gguf --draft-length 1..7 --json result.json
 
 Both decode greedily, plainly and with the drafter, one prompt after the other in turns, so that a machine that slows
@@ -19,20 +20,17 @@ import argparse
 import json
 import os
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from dspark_cpp import LLM, SamplingParams, build_info
 from dspark_cpp.config import Head
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
-from upstream_server import build_server, free_port, running_server, server_command, uses_flash_attention
+from upstream_server import cached_server, free_port, post, running_server, server_command, uses_flash_attention
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "python/dspark_cpp/demo"
@@ -95,11 +93,7 @@ AskFunction = Callable[[list[int]], Answer]
 def ask_server(address: str, prompt: list[int], options: argparse.Namespace, is_end: Callable[[int], bool]) -> Answer:
     body = {"prompt": prompt, "n_predict": options.n_tokens, "temperature": 0.0, "seed": 1, "samplers": ["temperature"]}
     body |= {"cache_prompt": False, "return_tokens": True, "stream": False}
-    request = urllib.request.Request(
-        f"{address}/completion", json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(request, timeout=600) as response:
-        reply: dict[str, Any] = json.load(response)
+    reply = post(f"{address}/completion", body)
     timings = reply["timings"]
     tokens = reply["tokens"]
     if tokens and is_end(tokens[-1]):
@@ -275,6 +269,10 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--flash-attention", choices=("on", "off"), help="default: on with a GPU")
     parser.add_argument("--draft-length", type=draft_lengths, help='"7", "1,3,7" or "1..7"; default: the trained block')
     parser.add_argument("--sweep", action="store_true", help="compare speeds: see tools/upstream_sweep.py")
+    parser.add_argument("--drafting", action="store_true", help="time drafts alone: see tools/upstream_drafting.py")
+    parser.add_argument("--shape", default="0.6B", help="with --drafting, as are the next two")
+    parser.add_argument("--quant", default="q4_k_m")
+    parser.add_argument("--draft-vocab", type=int, default=32768, help="tokens of the reduced draft vocabulary")
     parser.add_argument("--streams", default="1,4", help="with --sweep")
     parser.add_argument("--temperatures", default="0,1", help="with --sweep")
     parser.add_argument("--p-min", default="0.3,0.5,0.7", help="with --sweep: upstream's thresholds, at its full block")
@@ -296,11 +294,18 @@ def trained_block_size(options: argparse.Namespace) -> int:
 def main() -> int:
     options = parse_options()
     console = Console(highlight=False)
-    server = options.server or build_server()
+    server = options.server or cached_server()
     if options.sweep:
         from upstream_sweep import sweep
 
         sweep(server, options, read_prompts(options.prompts, options.n_prompts), console)
+        return 0
+    if options.drafting:
+        from upstream_drafting import compare_drafting
+
+        times = compare_drafting(server, options, console)
+        if options.json:
+            options.json.write_text(json.dumps({"draft_ms": times}, indent=1) + "\n", encoding="utf-8")
         return 0
     block_size = trained_block_size(options)
     prompts = read_prompts(options.prompts, options.n_prompts)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import os
 import shlex
 import shutil
@@ -17,12 +19,33 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from dspark_cpp import build_info
+from dspark_cpp.cost_cache import cache_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build/upstream"
 START_SECONDS = 300
+
+
+def cached_server() -> Path:
+    """Return llama-server, built on first use and kept in the user's cache: a cleaned checkout need not build it again.
+
+    The key is what decides the binary: the pinned tree, the flags, the compiler and the processor.
+    """
+    info, flags = build_info(), os.environ.get("CMAKE_ARGS", "")
+    compilers = [os.environ.get(name) or sysconfig.get_config_var(name) or "" for name in ("CC", "CXX")]
+    parts = [info.llama_cpp_commit, info.system_info, flags, *compilers]
+    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+    kept = cache_folder() / "upstream" / key / "llama-server"
+    if not kept.exists():
+        built = build_server()
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        temporary = kept.with_suffix(f".{os.getpid()}")
+        shutil.copy2(built, temporary)
+        temporary.replace(kept)
+    return kept
 
 
 def build_server() -> Path:
@@ -99,6 +122,14 @@ def wait_until_ready(address: str, process: subprocess.Popen[bytes]) -> None:
         except (urllib.error.URLError, OSError):
             time.sleep(0.1)
     raise TimeoutError(f"llama-server must answer within {START_SECONDS} s")
+
+
+def post(address: str, body: dict[str, Any]) -> dict[str, Any]:
+    """Send JSON, return the JSON that answers it."""
+    request = urllib.request.Request(address, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=600) as response:
+        reply: dict[str, Any] = json.load(response)
+        return reply
 
 
 def uses_flash_attention(options: argparse.Namespace) -> bool:

@@ -1,6 +1,7 @@
-"""Speeds beside upstream's server: plain, `draft-dspark` at every n_max and some p_min; ours plain and adaptive.
+"""Speeds beside upstream's server: plain, `draft-dspark` at every n_max and some p_min; ours plain, adaptive and full.
 
-All take turns in one run, in an order that rotates, and each is stopped before the next one starts: two engines on one
+"full" verifies every drafted token: it shows what the verification rules accept of the same blocks, not what pays. All
+take turns in one run, in an order that rotates, and each is stopped before the next one starts: two engines on one
 machine slow each other down even when one of them waits. Speed is the sum over streams of a stream's tokens per second
 after its first token, each side by its own clock, so HTTP, prompt and tokenizer are in neither. Accepted length is
 tokens per round and stream, the target's own included.
@@ -13,7 +14,6 @@ import json
 import re
 import tempfile
 import time
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -28,9 +28,12 @@ from dspark_cpp.bench.runner import Pair, Stream, answer_wave
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
-from upstream_server import free_port, running_server, server_command, uses_flash_attention
+from upstream_drafting import read_draft_ms
+from upstream_server import free_port, post, running_server, server_command, uses_flash_attention
 
 UPSTREAM_PLAIN, OURS_PLAIN, OURS = "upstream plain", "dspark-cpp plain", "dspark-cpp adaptive"
+OURS_FULL = "dspark-cpp full"
+OUR_POLICIES = {OURS_PLAIN: PLAIN, OURS: "adaptive", OURS_FULL: "full"}
 _N_WARM_UP = 12
 
 
@@ -74,14 +77,14 @@ class Sweep:
         lengths = self.options.lengths
         ways = [UPSTREAM_PLAIN, *(f"upstream n={n}" for n in lengths)]
         ways += [f"upstream n={lengths[-1]} p={p}" for p in self.options.p_min.split(",") if p]
-        return [*ways, OURS_PLAIN, OURS]
+        return [*ways, OURS_PLAIN, OURS, OURS_FULL]
 
     @contextmanager
     def open(self, way: str, n_streams: int) -> Iterator[Answer]:
         """Start one side; yields what answers."""
-        if way in (OURS_PLAIN, OURS):
+        if way in OUR_POLICIES:
             with self.pair.open(is_plain=way == OURS_PLAIN, n_streams=n_streams, n_ctx=self.options.n_ctx) as llm:
-                policy = PLAIN if way == OURS_PLAIN else "adaptive"
+                policy = OUR_POLICIES[way]
                 yield lambda prompts, temperature, n, seed: self._ask_ours(
                     llm.loop, policy, prompts, temperature, n, seed
                 )
@@ -109,7 +112,7 @@ class Sweep:
             body = {"prompt": list(prompt), "n_predict": n_tokens, "temperature": temperature, "seed": seed + i}
             body |= {"samplers": ["temperature"], "cache_prompt": False, "stream": False}
             body |= {"ignore_eos": self.options.random_weights}
-            return _their_reply(_post(f"{address}/completion", body))
+            return _their_reply(post(f"{address}/completion", body))
 
         with ThreadPoolExecutor(len(prompts)) as pool:
             return list(pool.map(ask, enumerate(prompts)))
@@ -121,13 +124,6 @@ def parse_way(way: str) -> tuple[int, float]:
     if found is None:
         raise ValueError(f"way must be upstream's, got {way}")
     return int(found[1] or 0), float(found[2] or 0)
-
-
-def _post(address: str, body: dict[str, Any]) -> dict[str, Any]:
-    request = urllib.request.Request(address, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=600) as response:
-        reply: dict[str, Any] = json.load(response)
-        return reply
 
 
 def _their_reply(reply: dict[str, Any]) -> Reply:
@@ -155,6 +151,7 @@ def sweep(server: Path, options: argparse.Namespace, texts: dict[str, str], cons
         for temperature in temperatures:
             own = [s for s in samples if (s.n_streams, s.temperature) == (n_streams, temperature)]
             console.print(as_table(own, f"{n_streams} stream(s), temperature {temperature:g}"))
+    console.print(summary(samples))
     draft_ms = measure_draft_ms(bench)
     if draft_ms is not None:
         console.print(f"upstream drafts a block of {options.lengths[-1]} in {draft_ms:.2f} ms (its own log)")
@@ -201,27 +198,76 @@ def measure_draft_ms(bench: Sweep) -> float | None:
         log = Path(folder) / "log"
         with running_server(command, port, log) as address:
             bench.ask_server(address, bench.prompts[:1], 0.0, bench.options.n_tokens, 0)
-        text = log.read_text(errors="replace")
-    found = re.findall(r"#calls\(b,g,a\) = +\d+ +(\d+) .*dur\(b,g,a\) = [\d.]+, ([\d.]+),", text)
-    return float(found[-1][1]) / int(found[-1][0]) if found and int(found[-1][0]) else None
+        return read_draft_ms(log.read_text(errors="replace"))
+
+
+def by_way(samples: Sequence[Sample]) -> dict[str, dict[int, Sample]]:
+    """Group the samples of one setting by way and repetition."""
+    ways: dict[str, dict[int, Sample]] = {}
+    for sample in samples:
+        ways.setdefault(sample.way, {})[sample.repeat] = sample
+    return ways
+
+
+def summary(samples: Sequence[Sample]) -> Table:
+    """Show a row per setting: adaptive beside upstream's best, and accepted lengths of whole blocks.
+
+    Upstream's best is the way with the highest median speed, chosen in hindsight; its accepted length is the highest of
+    its ways.
+    """
+    title = "adaptive beside upstream's best (in hindsight), and tokens per round of whole blocks"
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE)
+    headings = (
+        "streams",
+        "T",
+        "best of all",
+        "ratio",
+        "best draft-dspark",
+        "ratio",
+        "length\nupstream",
+        "\nours",
+        "ratio",
+    )
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    for setting in dict.fromkeys((s.n_streams, s.temperature) for s in samples):
+        ways = by_way([s for s in samples if (s.n_streams, s.temperature) == setting])
+        theirs = {way: own for way, own in ways.items() if way not in OUR_POLICIES}
+        drafting = {way: own for way, own in theirs.items() if way != UPSTREAM_PLAIN}
+        best, best_draft = (
+            max(group, key=lambda way: median_of(theirs[way], "tokens_per_second")) for group in (theirs, drafting)
+        )
+        length = max(median_of(own, "accepted_length") for own in drafting.values())
+        ours = median_of(ways[OURS_FULL], "accepted_length")
+        to_best, to_draft = (f"{ratio(ways[OURS], theirs[way]):.3f}" for way in (best, best_draft))
+        row = (best, to_best, best_draft, to_draft, f"{length:.2f}", f"{ours:.2f}", f"{ours / length:.2f}")
+        table.add_row(str(setting[0]), f"{setting[1]:g}", *row)
+    return table
+
+
+def median_of(own: dict[int, Sample], name: str) -> float:
+    """Return the median of a figure over repetitions."""
+    return median(getattr(sample, name) for sample in own.values())
+
+
+def speed_of(own: dict[int, Sample]) -> float:
+    """Return the median tokens per second."""
+    return median_of(own, "tokens_per_second")
 
 
 def as_table(samples: Sequence[Sample], title: str) -> Table:
     """Show medians over repetitions, with ratios within a repetition."""
-    by_way: dict[str, dict[int, Sample]] = {}
-    for sample in samples:
-        by_way.setdefault(sample.way, {})[sample.repeat] = sample
+    ways = by_way(samples)
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE)
     table.add_column("")
     headings = ("tokens/s", "to upstream\nplain", "adaptive\nto this", "accepted\nlength", "round\nms")
     for heading in headings:
         table.add_column(heading, justify="right")
-    for way, own in by_way.items():
+    for way, own in ways.items():
         speed, length, round_ms = (
-            median(getattr(sample, name) for sample in own.values())
-            for name in ("tokens_per_second", "accepted_length", "round_ms")
+            median_of(own, name) for name in ("tokens_per_second", "accepted_length", "round_ms")
         )
-        ratios = (f"{ratio(own, by_way[UPSTREAM_PLAIN]):.3f}", f"{ratio(by_way[OURS], own):.3f}")
+        ratios = (f"{ratio(own, ways[UPSTREAM_PLAIN]):.3f}", f"{ratio(ways[OURS], own):.3f}")
         table.add_row(way, f"{speed:.1f}", *ratios, f"{length:.2f}", f"{round_ms:.2f}")
     return table
 

@@ -77,17 +77,18 @@ py::dict memory(const BoundEngine& bound) {
     return bytes;
 }
 
-// (rule, temperature, sts, acceptance); the last two may be empty.
-using CalibrationTuple = std::tuple<std::string, double, std::vector<double>, std::vector<double>>;
+// (rule, temperature, sts, acceptance, offsets, maps); the last four may be empty.
+using CalibrationTuple =
+    std::tuple<std::string, double, std::vector<double>, std::vector<double>, std::vector<double>, std::vector<double>>;
 
 std::vector<CalibrationEntry> make_calibration(const std::vector<CalibrationTuple>& tuples) {
     std::vector<CalibrationEntry> entries;
-    for (const auto& [name, temperature, sts, acceptance] : tuples) {
+    for (const auto& [name, temperature, sts, acceptance, offsets, maps] : tuples) {
         const std::optional<Verification> rule = find_rule(name);
         if (!rule) {
             throw std::invalid_argument("calibration rule must be exact, rejection or block, got " + name);
         }
-        entries.push_back({*rule, temperature, sts, acceptance});
+        entries.push_back({*rule, temperature, sts, acceptance, offsets, maps});
     }
     return entries;
 }

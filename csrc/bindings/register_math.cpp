@@ -244,9 +244,10 @@ py::dict draft_to_dict(const BlockDraft& draft, const std::vector<SlotTrace>& tr
 }
 
 // `n_candidates` = 0: the full head.
-py::list draft_blocks(const py::dict& weights, int32_t n_candidates, const std::vector<py::dict>& inputs) {
+py::list draft_blocks(const py::dict& weights, int32_t n_candidates, const std::vector<py::dict>& inputs,
+                      int32_t n_followers) {
     const auto head = n_candidates == 0 ? make_full_head(head_weights(weights))
-                                        : make_candidate_head(head_weights(weights), n_candidates);
+                                        : make_candidate_head(head_weights(weights), n_candidates, n_followers);
     std::vector<HeldInput> held(inputs.size());
     std::vector<BlockInput> block_inputs;
     std::vector<BlockDraft> drafts(inputs.size());
@@ -272,5 +273,6 @@ void register_math(py::module_& module) {
     dspark::register_random(m);
     dspark::register_sampling(m);
     dspark::register_acceptance(m);
-    m.def("draft_blocks", &dspark::draft_blocks);
+    m.def("draft_blocks", &dspark::draft_blocks, py::arg("weights"), py::arg("n_candidates"), py::arg("inputs"),
+          py::arg("n_followers") = 0);
 }

@@ -167,7 +167,8 @@ void register_costs(py::module_& module) {
 
 // ---- survivals ----
 
-using CalibrationTuple = std::tuple<std::string, double, std::vector<double>, std::vector<double>>;
+using CalibrationTuple =
+    std::tuple<std::string, double, std::vector<double>, std::vector<double>, std::vector<double>, std::vector<double>>;
 using KeyTuple = std::tuple<uint64_t, std::string, double>; // request, rule, temperature
 
 SurvivalKey key_of(const KeyTuple& tuple) {
@@ -176,8 +177,8 @@ SurvivalKey key_of(const KeyTuple& tuple) {
 
 std::vector<CalibrationEntry> entries_of(const std::vector<CalibrationTuple>& tuples) {
     std::vector<CalibrationEntry> entries;
-    for (const auto& [rule, temperature, sts, acceptance] : tuples) {
-        entries.push_back({parse_rule(rule), temperature, sts, acceptance});
+    for (const auto& [rule, temperature, sts, acceptance, offsets, maps] : tuples) {
+        entries.push_back({parse_rule(rule), temperature, sts, acceptance, offsets, maps});
     }
     return entries;
 }

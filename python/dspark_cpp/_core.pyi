@@ -378,7 +378,10 @@ class Engine:
         n_candidates: int = 256,
         policy: str = "full",  # off | full | fixed:n | threshold:p | algorithm1 | adaptive
         objective: str = "throughput",  # throughput | latency
-        calibration: Sequence[tuple[str, float, Sequence[float], Sequence[float]]] = [],  # rule, T, sts, acceptance
+        # rule, temperature, sts, acceptance, offsets, maps
+        calibration: Sequence[
+            tuple[str, float, Sequence[float], Sequence[float], Sequence[float], Sequence[float]]
+        ] = [],
         draft_window: int = 4096,
         max_queue: int = 512,
         prefill_chunk: int = 64,  # most rows of prompts in a pass while anyone decodes

@@ -1,37 +1,36 @@
 """`dspark calibrate`: runs a pair with whole blocks verified, fits on one half of the prompts, measures on the other.
 
-Owns: which prompts are run how, the blocks they yield, the split. Must not know: how figures are computed
-(calibration_fit), shown (calibration_report) or stored (calibration_files). Main thread only: it steps
-the engine itself.
+Owns: which prompts are run how, the blocks they yield. Must not know: where prompts come from (calibration_prompts),
+how figures are computed (calibration_fit), shown (calibration_report) or stored (calibration_files). Main thread only:
+it steps the engine itself.
 """
 
 from __future__ import annotations
 
-import json
-import random
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from dspark_cpp import _core
 from dspark_cpp.calibration import CalibrationEntry
-from dspark_cpp.calibration_fit import PositionFigures, conditional_acceptance, fit_sts, measure_positions
-from dspark_cpp.chat import render_chat, without_second_bos
+from dspark_cpp.calibration_fit import (
+    PositionFigures,
+    conditional_acceptance,
+    fit_beyond_sts,
+    fit_sts,
+    measure_positions,
+)
+from dspark_cpp.calibration_prompts import Prompt
 from dspark_cpp.config import CalibrateConfig
 from dspark_cpp.errors import DSparkError
 
-__all__ = ["Blocks", "CaseResult", "calibrate_pair", "collect_blocks", "read_prompts", "split_prompts"]
-
-_BUILT_IN = Path(__file__).parent / "calibration_prompts.json"
-_TEXT_TOKENS = 64  # of a running text: its beginning is the prompt, the model writes on
+__all__ = ["Blocks", "CaseResult", "calibrate_pair", "collect_blocks"]
 
 Progress = Callable[[int], None]
-Prompt = list[int]
 
 
 @dataclass(slots=True)
@@ -50,19 +49,24 @@ class Blocks:
 class CaseResult:
     """What came of one rule at one temperature.
 
-    `before` and `after` hold figures per position on the held-out blocks, with temperatures 1 and with the fitted
-    ones; both are empty for a drafter without a confidence head.
+    `before`, `sts` and `after` hold figures per position on the held-out blocks: of the confidences as they are, with
+    temperatures alone, and with what `entry` holds. All are empty for a drafter without a confidence head.
     """
 
     entry: CalibrationEntry
     held_out: Blocks
     n_held_out_prompts: int
     before: list[PositionFigures] = field(default_factory=list)
+    sts: list[PositionFigures] = field(default_factory=list)
     after: list[PositionFigures] = field(default_factory=list)
 
 
 def calibrate_pair(
-    engine: _core.Engine, block_size: int, prompts: Sequence[Prompt], config: CalibrateConfig, progress: Progress
+    engine: _core.Engine,
+    block_size: int,
+    halves: tuple[Sequence[Prompt], Sequence[Prompt]],
+    config: CalibrateConfig,
+    progress: Progress,
 ) -> Iterator[CaseResult]:
     """Measure and fit every rule and temperature of `config`.
 
@@ -72,8 +76,8 @@ def calibrate_pair(
         Over the pair, verifying the full block each round.
     block_size : int
         Positions of the drafter's block.
-    prompts : sequence of list of int
-        Token ids; at least 2 different ones.
+    halves : pair of sequences of list of int
+        Prompts to fit on, and prompts held out, as token ids.
     config : CalibrateConfig
         What to measure.
     progress : callable
@@ -86,12 +90,9 @@ def calibrate_pair(
 
     Raises
     ------
-    ValueError
-        Too few prompts.
     DSparkError
         A request failed, or the prompts yielded no block.
     """
-    halves = split_prompts(prompts, config.seed)
     for temperature in config.temperatures:
         for rule in config.rules if temperature > 0 else ("exact",):
             options: dict[str, Any] = {"temperature": temperature, "verification": rule}
@@ -99,17 +100,9 @@ def calibrate_pair(
                 collect_blocks(engine, block_size, half, config, options, progress, stream)
                 for stream, half in enumerate(halves)
             )
-            yield _fit_case(rule, temperature, fit, held_out, len(halves[1]))
-
-
-def split_prompts(prompts: Sequence[Prompt], seed: int) -> tuple[list[Prompt], list[Prompt]]:
-    """Split the different ones of `prompts` at random into two halves: for the fit, and held out."""
-    different = [list(prompt) for prompt in dict.fromkeys(map(tuple, prompts))]
-    if len(different) < 2:
-        raise ValueError(f"prompts must hold at least 2 different ones, got {len(different)}")
-    random.Random(seed).shuffle(different)
-    n_fit = (len(different) + 1) // 2
-    return different[:n_fit], different[n_fit:]
+            acceptance = _as_stored(conditional_acceptance(fit.accepted, block_size, fit.verified))
+            entry = CalibrationEntry(rule, temperature, (), acceptance, len(fit.accepted))
+            yield _fit_confidence(CaseResult(entry, held_out, len(halves[1])), fit)
 
 
 def collect_blocks(
@@ -166,94 +159,22 @@ def _as_blocks(rows: Sequence[_core.RoundRecord], block_size: int) -> Blocks:
     )
 
 
-def _fit_case(rule: str, temperature: float, fit: Blocks, held_out: Blocks, n_prompts: int) -> CaseResult:
-    gamma = fit.logits.shape[1] or int(fit.verified.max())
-    acceptance = _as_stored(conditional_acceptance(fit.accepted, gamma, fit.verified))
+def _fit_confidence(case: CaseResult, fit: Blocks) -> CaseResult:
+    """Add temperatures and offsets, and the figures; nothing for a drafter without a confidence head."""
     if not fit.logits.shape[1]:
-        entry = CalibrationEntry(rule, temperature, (), acceptance, len(fit.accepted))
-        return CaseResult(entry, held_out, n_prompts)
-    sts = _as_stored(fit_sts(fit.logits, fit.accepted, fit.verified))
-    entry = CalibrationEntry(rule, temperature, sts, acceptance, len(fit.accepted))
-    before, after = (
-        measure_positions(held_out.logits, held_out.accepted, temperatures, held_out.verified)
-        for temperatures in (np.ones(gamma), np.array(sts))
+        return case
+    sts = fit_sts(fit.logits, fit.accepted, fit.verified)
+    temperatures, offsets, maps = map(_as_stored, fit_beyond_sts(fit.logits, fit.accepted, sts, fit.verified))
+    entry = replace(case.entry, sts=temperatures, offsets=offsets, maps=maps)
+    held_out = case.held_out
+    parameters: list[tuple[ArrayLike, ArrayLike, ArrayLike | None]] = [(np.ones_like(sts), 0.0, None), (sts, 0.0, None)]
+    parameters.append((temperatures, offsets, maps))
+    before, scaled, after = (
+        measure_positions(held_out.logits, held_out.accepted, *each, held_out.verified) for each in parameters
     )
-    return CaseResult(entry, held_out, n_prompts, before, after)
+    return replace(case, entry=entry, before=before, sts=scaled, after=after)
 
 
 def _as_stored(values: NDArray[np.float64]) -> tuple[float, ...]:
     """Round to what is stored in either form: four digits, of which a 32-bit float loses none."""
     return tuple(float(f"{value:.4g}") for value in values)
-
-
-# ---- prompts ----
-
-
-def read_prompts(model: _core.Model, path: Path | None) -> list[Prompt]:
-    """Read prompts and tokenize them.
-
-    Parameters
-    ----------
-    model : Model
-        The target.
-    path : Path, optional
-        JSON lines, each with "prompt" (a question), "messages" (a conversation) or "text" (a running text, of which the
-        model continues the beginning); a JSON object of lists of questions by domain; or plain text, in which every
-        paragraph is a running text. None: the prompts that come with the package.
-
-    Raises
-    ------
-    ValueError
-        Naming the line that cannot be used.
-    OSError
-        If the file cannot be read.
-    """
-    path = path or _BUILT_IN
-    text = path.read_text(encoding="utf-8")
-    if path.suffix == ".jsonl":
-        lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
-        return [_prompt_of_line(model, line, f"{path}, line {number}") for number, line in lines]
-    if path.suffix == ".json":
-        return [_ask(model, [_user(question)]) for questions in _domains(text, path) for question in questions]
-    return [_beginning(model, part.strip()) for part in text.split("\n\n") if part.strip()]
-
-
-def _domains(text: str, path: Path) -> list[list[str]]:
-    try:
-        data = json.loads(text)
-        domains = [list(questions) for questions in data.values()]
-    except (ValueError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path} must hold a JSON object of lists of questions: {error}") from None
-    if not all(isinstance(question, str) for questions in domains for question in questions):
-        raise ValueError(f"{path} must hold a JSON object of lists of questions, got something that is no string")
-    return domains
-
-
-def _prompt_of_line(model: _core.Model, line: str, place: str) -> Prompt:
-    try:
-        match json.loads(line):
-            case {"messages": [*messages]}:
-                return _ask(model, messages)
-            case {"prompt": str(question)}:
-                return _ask(model, [_user(question)])
-            case {"text": str(text)}:
-                return _beginning(model, text)
-    except ValueError as error:
-        raise ValueError(f"{place}: {error}") from None
-    raise ValueError(f'{place} must have "prompt", "messages" or "text", got {line[:80]}')
-
-
-def _user(question: str) -> dict[str, str]:
-    return {"role": "user", "content": question}
-
-
-def _ask(model: _core.Model, messages: Sequence[Mapping[str, Any]]) -> Prompt:
-    """Render a conversation; a model without a chat template continues the last message's text."""
-    if model.chat_template is None:
-        return model.tokenize(str(messages[-1].get("content", "")))
-    return without_second_bos(model, model.tokenize(render_chat(model, messages)))
-
-
-def _beginning(model: _core.Model, text: str) -> Prompt:
-    tokens = model.tokenize(text)
-    return tokens[: max(min(_TEXT_TOKENS, len(tokens) // 2), 1)]

@@ -10,11 +10,13 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any, Self
 
-__all__ = ["RULES", "VERSION", "Calibration", "CalibrationEntry", "require"]
+__all__ = ["MAP_POINTS", "RULES", "VERSION", "Calibration", "CalibrationEntry", "require"]
 
 VERSION = 1
+MAP_POINTS = 11  # of a survival map: its values at survivals 0, 0.1, .. 1
 RULES = ("exact", "rejection", "block")
 
 # Whose entry stands in for a rule that has none: rejection and block accept alike, exact a little less often.
@@ -36,11 +38,17 @@ class CalibrationEntry:
     temperature : float
         The requests' sampling temperature, at least 0.
     sts : tuple of float, shape (block_size,)
-        Temperature of the confidence logit at each position, above 0; empty for a drafter without a confidence head.
+        Temperature T_k of the confidence logit at each position, above 0; empty for a drafter without a confidence
+        head.
     acceptance : tuple of float, shape (block_size,)
         P(token k accepted | those before it were), in [0, 1].
     n_blocks : int
         Blocks it was learnt from.
+    offsets : tuple of float, shape (block_size,)
+        b_k, finite: the confidence is c_k = sigmoid(logit_k / T_k + b_k). Empty: 0, temperatures alone.
+    maps : tuple of float, shape (block_size * 11,)
+        Per position the values of M_k at 0, 0.1, .. 1, in [0, 1] and never falling, linear between: the survival of the
+        first k tokens is a_k = min(a_{k-1}, M_k(a_{k-1} c_k)). Empty: a_k = a_{k-1} c_k.
 
     Raises
     ------
@@ -53,6 +61,8 @@ class CalibrationEntry:
     sts: tuple[float, ...]
     acceptance: tuple[float, ...]
     n_blocks: int
+    offsets: tuple[float, ...] = ()
+    maps: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         require(self.rule in RULES, "rules", f"be one of {', '.join(RULES)}", self.rule)
@@ -63,10 +73,14 @@ class CalibrationEntry:
         for name, values, is_right, rule in (
             ("sts", self.sts, _is_positive, "be finite and above 0"),
             ("acceptance", self.acceptance, _is_rate, "be in [0, 1]"),
+            ("offsets", self.offsets, _is_number, "be finite"),
+            ("maps", self.maps, _is_rate, "be in [0, 1]"),
         ):
             require(isinstance(values, tuple), name, "be a list of numbers", values)
             for value in values:
                 require(is_right(value), name, rule, value)
+        for i, (low, high) in enumerate(pairwise(self.maps), 1):
+            require(low <= high or i % MAP_POINTS == 0, "maps", "never fall", f"{high} after {low}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +120,10 @@ class Calibration:
             is_like_first = bool(entry.sts) == self.has_sts
             require(is_like_first, "sts", "be there for all entries or for none", f"{n_sts} values")
             require(n_sts in (0, self.block_size), "sts", f"have {self.block_size} values", n_sts)
+            n_offsets = n_sts if self.has_offsets else 0
+            n_maps = n_sts * MAP_POINTS if self.has_maps else 0
+            require(len(entry.offsets) == n_offsets, "offsets", f"have {n_offsets} values", len(entry.offsets))
+            require(len(entry.maps) == n_maps, "maps", f"have {n_maps} values", len(entry.maps))
         keys = [(entry.rule, entry.temperature) for entry in self.entries]
         require(len(set(keys)) == len(keys), "rules", "differ in rule or temperature", keys)
 
@@ -113,6 +131,16 @@ class Calibration:
     def has_sts(self) -> bool:
         """Whether there are temperatures: not so for a drafter without a confidence head."""
         return bool(self.entries[0].sts)
+
+    @property
+    def has_offsets(self) -> bool:
+        """Whether offsets stand beside the temperatures: in all entries or in none."""
+        return bool(self.entries[0].offsets)
+
+    @property
+    def has_maps(self) -> bool:
+        """Whether there are survival maps: in all entries or in none."""
+        return bool(self.entries[0].maps)
 
     def entry_for(self, rule: str, temperature: float) -> CalibrationEntry:
         """Return the entry that fits a request best.
@@ -156,10 +184,8 @@ class Calibration:
             raise ValueError(f"calibration must be JSON: {error}") from None
         fields = _fields(data, ("version", "block_size", "target", "entries"), "calibration")
         require(isinstance(fields["entries"], list), "entries", "be a list", fields["entries"])
-        entries = [
-            _fields(item, ("rule", "temperature", "sts", "acceptance", "n_blocks"), "entries")
-            for item in fields["entries"]
-        ]
+        keys = ("rule", "temperature", "sts", "acceptance", "n_blocks")
+        entries = [_fields(item, keys, "entries", optional=("offsets", "maps")) for item in fields["entries"]]
         return cls(**fields | {"entries": tuple(CalibrationEntry(**_with_tuples(entry)) for entry in entries)})
 
 
@@ -185,11 +211,12 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**32
 
 
-def _fields(data: object, names: Sequence[str], where: str) -> dict[str, Any]:
+def _fields(data: object, names: Sequence[str], where: str, optional: Sequence[str] = ()) -> dict[str, Any]:
     """Return a JSON object that must have just these keys."""
     if not isinstance(data, dict):
         raise ValueError(f"{where} must be a JSON object, got {data!r}")
-    missing, unknown = [name for name in names if name not in data], [name for name in data if name not in names]
+    missing = [name for name in names if name not in data]
+    unknown = [name for name in data if name not in (*names, *optional)]
     require(not missing, where, f"have the keys {', '.join(names)}", f"none of {', '.join(missing)}")
     require(not unknown, where, f"have the keys {', '.join(names)}", f"also {', '.join(map(str, unknown))}")
     return dict(data)

@@ -16,7 +16,7 @@ from typing import BinaryIO
 import numpy as np
 from gguf import LlamaFileType
 
-from dspark_cpp.calibration import VERSION, Calibration, CalibrationEntry, require
+from dspark_cpp.calibration import MAP_POINTS, VERSION, Calibration, CalibrationEntry, require
 from dspark_cpp.convert.gguf_file import GGUFFile, ValueType
 from dspark_cpp.convert.gguf_writer import encode_value, replace_on_success
 from dspark_cpp.errors import DSparkError, ModelLoadError, ModelMismatchError
@@ -115,23 +115,32 @@ def _decode_keys(file: GGUFFile) -> Calibration:
     require(version == VERSION, "version", f"be {VERSION}", version)
     require(isinstance(block_size, int) and block_size >= 1, "block_size", "be at least 1", block_size)
     rules = [raw.decode("utf-8", "replace") for raw in file.get_strings(_PREFIX + "rules") or []]
-    numbers = {name: _shortest(file.get_numbers(_PREFIX + name)) for name in ("temperatures", "sts", "acceptance")}
+    names = ("temperatures", "sts", "acceptance", "offsets", "maps")
+    numbers = {name: _shortest(file.get_numbers(_PREFIX + name)) for name in names}
     n_blocks = file.get_numbers(_PREFIX + "n_blocks") or []
     require(all(isinstance(n, int) for n in n_blocks), "n_blocks", "be counts", n_blocks)
     size = int(block_size or 0)
-    n_sts = len(rules) * size if _PREFIX + "sts" in file.values else 0
+    n_values = len(rules) * size
+    n_sts, n_offsets, n_maps = (
+        n_values * n_each if _PREFIX + name in file.values else 0
+        for name, n_each in (("sts", 1), ("offsets", 1), ("maps", MAP_POINTS))
+    )
     for name, values, count in (
         ("temperatures", numbers["temperatures"], len(rules)),
         ("sts", numbers["sts"], n_sts),
-        ("acceptance", numbers["acceptance"], len(rules) * size),
+        ("acceptance", numbers["acceptance"], n_values),
+        ("offsets", numbers["offsets"], n_offsets),
+        ("maps", numbers["maps"], n_maps),
         ("n_blocks", n_blocks, len(rules)),
     ):
         require(len(values) == count, name, f"have {count} values", len(values))
     entries = []
     for i, rule in enumerate(rules):
         row = slice(i * size, (i + 1) * size)
-        sts, acceptance = tuple(numbers["sts"][row]), tuple(numbers["acceptance"][row])
-        entries.append(CalibrationEntry(rule, numbers["temperatures"][i], sts, acceptance, int(n_blocks[i])))
+        sts, acceptance, offsets = (tuple(numbers[name][row]) for name in ("sts", "acceptance", "offsets"))
+        maps = tuple(numbers["maps"][i * size * MAP_POINTS : (i + 1) * size * MAP_POINTS])
+        temperature = numbers["temperatures"][i]
+        entries.append(CalibrationEntry(rule, temperature, sts, acceptance, int(n_blocks[i]), offsets, maps))
     return Calibration(size, target, tuple(entries))  # type: ignore[arg-type]  # the constructor checks it
 
 
@@ -147,6 +156,10 @@ def _encode_keys(calibration: Calibration) -> dict[str, bytes]:
     }
     if calibration.has_sts:  # left out without a confidence head: an empty array is a poor citizen of a GGUF
         keys["sts"] = _encode_floats([value for entry in calibration.entries for value in entry.sts])
+    if calibration.has_offsets:
+        keys["offsets"] = _encode_floats([value for entry in calibration.entries for value in entry.offsets])
+    if calibration.has_maps:
+        keys["maps"] = _encode_floats([value for entry in calibration.entries for value in entry.maps])
     return {_PREFIX + name: value for name, value in keys.items()}
 
 

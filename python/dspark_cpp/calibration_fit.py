@@ -1,11 +1,15 @@
-"""What calibration computes: sequential temperature scaling, and how far a confidence is from the truth.
+"""What calibration computes: temperatures and offsets that make a drafter's confidences true.
 
 Pure numpy on arrays; knows no engine, no file. A block is one draft of `gamma` tokens; its confidence logits are those
 of the drafter's confidence head, one per position, and `accepted` is how many of its tokens the target accepted.
 
-The confidence c_k = sigmoid(logit_k / T_k) estimates that token k survives given that those before it did; the survival
-a_k = c_1 ... c_k estimates that all of the first k do. Everything here measures a_k against the event "the first k
-tokens were accepted", which is what a scheduler multiplies with (DESIGN section 2, calibration).
+The confidence c_k = sigmoid(logit_k / T_k + b_k) estimates that token k survives given that those before it did; the
+survival a_k estimates that all of the first k do. Everything here measures a_k against the event "the first k tokens
+were accepted", which is what a scheduler weighs (DESIGN section 2, calibration).
+
+The paper's STS has temperatures alone and a_k = c_1 ... c_k. Two things are ours. The offset b_k: a temperature keeps a
+confidence of 1/2 in place. The survival map M_k, a_k = min(a_{k-1}, M_k(a_{k-1} c_k)): confidences that are true one by
+one still multiply to a wrong product, because a block that has come far so far goes on otherwise than the mean one.
 """
 
 from __future__ import annotations
@@ -15,23 +19,26 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from dspark_cpp.calibration import MAP_POINTS
+from dspark_cpp.calibration_scores import (
+    N_BINS,
+    Bools,
+    Floats,
+    brier_score,
+    expected_calibration_error,
+    roc_auc,
+    sample_ece,
+)
+
 __all__ = [
-    "N_BINS",
     "PositionFigures",
-    "Reliability",
-    "brier_score",
     "conditional_acceptance",
-    "expected_calibration_error",
+    "fit_beyond_sts",
     "fit_sts",
     "measure_positions",
     "prefix_events",
-    "reliability",
-    "roc_auc",
-    "sample_ece",
     "survivals",
 ]
-
-N_BINS = 20
 
 _GRID = np.exp(np.linspace(np.log(1 / 16), np.log(16), 257))  # steps of 2.2 %; holds 1 exactly in its middle
 _GRID[len(_GRID) // 2] = 1.0
@@ -40,25 +47,13 @@ _GRID[len(_GRID) // 2] = 1.0
 # _PULL (log T)^2 / n_blocks for leaving 1: at T = 2 that is 0.001 for a thousand blocks, 0.1 for ten.
 _PULL = 2.0
 
-Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
+# Both fits lean on what they start from, the second on "no change", as if they had seen so many blocks that say so.
+_SLOPE_BLOCKS = 2.0
+_MAP_BLOCKS = 40.0  # at each point of a survival map: fewer, and it follows the noise of one half of the prompts
+_MOST_LOGIT = 16.0  # of a confidence logit in the fit: beyond it a single outlier would decide the slope
+_LEAST_SLOPE = 1 / 16
 
-
-@dataclass(frozen=True, slots=True)
-class Reliability:
-    """A reliability diagram: per bin of equal width over [0, 1], from low to high.
-
-    Parameters
-    ----------
-    n : array of int, shape (n_bins,)
-        Forecasts in the bin.
-    confidence, frequency : array of float, shape (n_bins,)
-        Their mean, and the share of them that came true; NaN in an empty bin.
-    """
-
-    n: NDArray[np.int64]
-    confidence: Floats
-    frequency: Floats
+_POINTS = np.linspace(0.0, 1.0, MAP_POINTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,123 +80,35 @@ class PositionFigures:
     noise: float
 
 
-def expected_calibration_error(probs: ArrayLike, outcomes: ArrayLike, n_bins: int = N_BINS) -> float:
-    """Mean distance of confidence from frequency over bins of equal width, weighted by the forecasts in each.
-
-    Parameters
-    ----------
-    probs : array of float, shape (n,)
-        Forecasts in [0, 1]; bin b holds [b / n_bins, (b + 1) / n_bins), the last one 1 too.
-    outcomes : array of bool, shape (n,)
-        What happened.
-    n_bins : int
-        At least 1.
-
-    Returns
-    -------
-    float
-        In [0, 1]; NaN without forecasts.
-
-    Raises
-    ------
-    ValueError
-        Shapes that differ, or forecasts outside [0, 1].
-    """
-    p, y = _checked_forecasts(probs, outcomes)
-    if n_bins < 1:
-        raise ValueError(f"n_bins must be at least 1, got {n_bins}")
-    return _ece(p, y, n_bins) if p.size else float("nan")
-
-
-def brier_score(probs: ArrayLike, outcomes: ArrayLike) -> float:
-    """Mean squared distance of forecasts from outcomes (0 or 1); NaN without forecasts.
-
-    Parameters
-    ----------
-    probs : array of float, shape (n,)
-        In [0, 1].
-    outcomes : array of bool, shape (n,)
-    """
-    p, y = _checked_forecasts(probs, outcomes)
-    return float(np.mean((p - y) ** 2)) if p.size else float("nan")
-
-
-def roc_auc(scores: ArrayLike, outcomes: ArrayLike) -> float:
-    """Probability that a true event scores above a false one, ties counted half (Mann-Whitney).
-
-    Parameters
-    ----------
-    scores : array of float, shape (n,)
-        Any order-preserving forecast, not NaN.
-    outcomes : array of bool, shape (n,)
-
-    Returns
-    -------
-    float
-        In [0, 1]; NaN when all outcomes are the same.
-    """
-    s, y = np.asarray(scores, np.float64), np.asarray(outcomes, bool)
-    if s.shape != y.shape or s.ndim != 1 or np.isnan(s).any():
-        raise ValueError(f"scores must be numbers of shape {y.shape}, got shape {s.shape}")
-    n_true = int(y.sum())
-    n_false = y.size - n_true
-    if n_true == 0 or n_false == 0:
-        return float("nan")
-    _, group, sizes = np.unique(s, return_inverse=True, return_counts=True)
-    rank = np.cumsum(sizes) - (sizes - 1) / 2  # mean rank of each group of ties, from 1
-    return float((rank[group][y].sum() - n_true * (n_true + 1) / 2) / (n_true * n_false))
-
-
-def reliability(probs: ArrayLike, outcomes: ArrayLike, n_bins: int = N_BINS) -> Reliability:
-    """Sort forecasts into bins of equal width; parameters as of `expected_calibration_error`."""
-    p, y = _checked_forecasts(probs, outcomes)
-    bins = _bin_of(p, n_bins)
-    n = np.bincount(bins, minlength=n_bins)
-    with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN of an empty bin
-        confidence = np.bincount(bins, weights=p, minlength=n_bins) / n
-        frequency = np.bincount(bins, weights=y, minlength=n_bins) / n
-    return Reliability(n, confidence, frequency)
-
-
-def sample_ece(probs: ArrayLike, n_bins: int = N_BINS, n_repeats: int = 50, seed: int = 0) -> float:
-    """ECE that perfectly calibrated forecasts of these values show on average, by simulation.
-
-    Draws outcomes from the forecasts themselves, independently: text correlates neighbouring blocks, so the true floor
-    lies a little above it.
-
-    Parameters
-    ----------
-    probs : array of float, shape (n,)
-        In [0, 1].
-    n_repeats : int
-        Simulated samples to average over.
-    seed : int
-        Of the random numbers.
-    """
-    p = np.asarray(probs, np.float64)
-    if not p.size:
-        return float("nan")
-    rng = np.random.default_rng(seed)
-    return float(np.mean([_ece(p, rng.random(p.size) < p, n_bins) for _ in range(n_repeats)]))
-
-
-def survivals(logits: ArrayLike, temperatures: ArrayLike) -> Floats:
-    """Calibrated prefix survivals a_k = prod_{i<=k} sigmoid(logit_i / T_i).
+def survivals(
+    logits: ArrayLike, temperatures: ArrayLike, offsets: ArrayLike = 0.0, maps: ArrayLike | None = None
+) -> Floats:
+    """Calibrated prefix survivals.
 
     Parameters
     ----------
     logits : array of float, shape (n_blocks, gamma)
     temperatures : array of float, shape (gamma,)
         Above 0; ones leave the confidence as it is.
+    offsets : array of float, shape (gamma,), or 0
+        Added to the scaled logits.
+    maps : array of float, shape (gamma * MAP_POINTS,), optional
+        Survival maps; None: survivals are products of confidences.
 
     Returns
     -------
     array of float64, shape (n_blocks, gamma)
         Each row falls from left to right.
     """
-    scaled = np.asarray(logits, np.float64) / np.asarray(temperatures, np.float64)
-    products: Floats = np.multiply.accumulate(_sigmoid(scaled), axis=1, dtype=np.float64)
-    return products
+    scaled = np.asarray(logits, np.float64) / np.asarray(temperatures, np.float64) + np.asarray(offsets, np.float64)
+    confidences = _sigmoid(scaled)
+    if maps is None:
+        products: Floats = np.multiply.accumulate(confidences, axis=1, dtype=np.float64)
+        return products
+    survival, before = np.empty_like(confidences), np.ones(len(confidences))
+    for k, values in enumerate(np.asarray(maps, np.float64).reshape(-1, MAP_POINTS)):
+        before = survival[:, k] = np.minimum(before, np.interp(before * confidences[:, k], _POINTS, values))
+    return survival
 
 
 def prefix_events(accepted: ArrayLike, gamma: int) -> Bools:
@@ -262,6 +169,48 @@ def fit_sts(logits: ArrayLike, accepted: ArrayLike, verified: ArrayLike | None =
     return temperatures
 
 
+def fit_beyond_sts(
+    logits: ArrayLike, accepted: ArrayLike, sts: ArrayLike, verified: ArrayLike | None = None
+) -> tuple[Floats, Floats, Floats]:
+    """Fit temperatures with offsets, and survival maps, position by position, those before it fixed.
+
+    At position k the temperature and offset maximise the likelihood of token k's fate in the blocks that reached it
+    (logistic regression with a weak prior around STS). The map then takes the survivals a_{k-1} c_k of all blocks to
+    what share of them came true: least squares over 11 points with linear pieces, leaning on the identity, made
+    monotone by pooling. A position without blocks keeps STS and the identity.
+
+    Parameters
+    ----------
+    logits, accepted, verified
+        As of `fit_sts`.
+    sts : array of float, shape (gamma,)
+        Its result.
+
+    Returns
+    -------
+    temperatures, offsets : array of float64, shape (gamma,)
+    maps : array of float64, shape (gamma * MAP_POINTS,)
+
+    Notes
+    -----
+    A deviation from the paper, whose calibration is STS alone; see the head of this file.
+    """
+    x, n_accepted, n_verified = _checked_blocks(logits, accepted, verified)
+    x = np.clip(x, -_MOST_LOGIT, _MOST_LOGIT)
+    events = prefix_events(n_accepted, x.shape[1])
+    slopes, offsets = 1 / np.asarray(sts, np.float64), np.zeros(x.shape[1])
+    maps = np.tile(_POINTS, (x.shape[1], 1))
+    before = np.ones(x.shape[0])
+    for k in range(x.shape[1]):
+        is_known = n_verified > k
+        is_reached = is_known & (n_accepted >= k)
+        slopes[k], offsets[k] = _fit_logistic(x[is_reached, k], events[is_reached, k], slopes[k])
+        product = before * _sigmoid(slopes[k] * x[:, k] + offsets[k])
+        maps[k] = _fit_map(product[is_known], events[is_known, k])
+        before = np.minimum(before, np.interp(product, _POINTS, maps[k]))
+    return 1 / slopes, offsets, maps.ravel()
+
+
 def conditional_acceptance(accepted: ArrayLike, gamma: int, verified: ArrayLike | None = None) -> Floats:
     """P(token k accepted | those before it were), from counts.
 
@@ -287,11 +236,16 @@ def conditional_acceptance(accepted: ArrayLike, gamma: int, verified: ArrayLike 
 
 
 def measure_positions(
-    logits: ArrayLike, accepted: ArrayLike, temperatures: ArrayLike, verified: ArrayLike | None = None
+    logits: ArrayLike,
+    accepted: ArrayLike,
+    temperatures: ArrayLike,
+    offsets: ArrayLike = 0.0,
+    maps: ArrayLike | None = None,
+    verified: ArrayLike | None = None,
 ) -> list[PositionFigures]:
-    """ECE, AUC and Brier score of the survivals, position by position; parameters as of `fit_sts`."""
+    """ECE, AUC and Brier score of the survivals, position by position; parameters as of `survivals` and `fit_sts`."""
     x, n_accepted, n_verified = _checked_blocks(logits, accepted, verified)
-    probs, events = survivals(x, temperatures), prefix_events(n_accepted, x.shape[1])
+    probs, events = survivals(x, temperatures, offsets, maps), prefix_events(n_accepted, x.shape[1])
     figures = []
     for k in range(x.shape[1]):
         is_known = n_verified > k
@@ -304,33 +258,64 @@ def measure_positions(
 def _best_temperature(logits: Floats, before: Floats, events: Bools, n_bins: int) -> float:
     if events.size == 0:
         return 1.0
-    errors = [_ece(before * _sigmoid(logits / temperature), events, n_bins) for temperature in _GRID]
+    errors = [
+        expected_calibration_error(before * _sigmoid(logits / temperature), events, n_bins) for temperature in _GRID
+    ]
     return float(_GRID[np.argmin(errors + _PULL * np.log(_GRID) ** 2 / events.size)])
 
 
-def _ece(probs: Floats, events: Bools, n_bins: int) -> float:
-    # |mean p - mean y| times the bin's share is |sum (p - y)| / n: no division by the bin's own size.
-    gaps = np.bincount(_bin_of(probs, n_bins), weights=probs - events, minlength=n_bins)
-    return float(np.abs(gaps).sum() / probs.size)
+def _fit_logistic(logits: Floats, events: Bools, slope: float) -> tuple[float, float]:
+    """Slope and offset of the likeliest sigmoid, by Newton's method with halved steps; the loss is convex."""
+    inputs, prior = np.column_stack([logits, np.ones_like(logits)]), np.array([slope, 0.0])
+    signs = np.where(events, 1.0, -1.0)
+
+    def loss(theta: Floats) -> float:
+        return float(
+            np.logaddexp(0.0, -signs * (inputs @ theta)).sum() + _SLOPE_BLOCKS / 2 * np.sum((theta - prior) ** 2)
+        )
+
+    theta = prior.copy()
+    for _ in range(50):
+        probs = _sigmoid(inputs @ theta)
+        gradient = inputs.T @ (probs - events) + _SLOPE_BLOCKS * (theta - prior)
+        curvature = (inputs * (probs * (1 - probs))[:, None]).T @ inputs + _SLOPE_BLOCKS * np.eye(2)
+        step = np.linalg.solve(curvature, gradient)
+        while loss(theta - step) > loss(theta) and np.abs(step).max() > 1e-9:
+            step /= 2
+        theta = theta - step
+        if np.abs(step).max() < 1e-6:
+            break
+    return max(float(theta[0]), _LEAST_SLOPE), float(theta[1])
 
 
-def _bin_of(probs: Floats, n_bins: int) -> NDArray[np.intp]:
-    return np.minimum((probs * n_bins).astype(np.intp), n_bins - 1)
+def _fit_map(products: Floats, events: Bools) -> Floats:
+    """Values at _POINTS of the monotone map from products to frequencies."""
+    place = np.clip(products * (MAP_POINTS - 1), 0, MAP_POINTS - 1)
+    left = np.minimum(place.astype(np.intp), MAP_POINTS - 2)
+    pieces = np.zeros((products.size, MAP_POINTS))
+    rows = np.arange(products.size)
+    pieces[rows, left], pieces[rows, left + 1] = left + 1 - place, place - left
+    weights = pieces.T @ pieces + _MAP_BLOCKS * np.eye(MAP_POINTS)
+    values: Floats = np.linalg.solve(weights, pieces.T @ events + _MAP_BLOCKS * _POINTS).astype(np.float64)
+    return np.clip(_pool_falling(values, pieces.sum(axis=0) + _MAP_BLOCKS), 0.0, 1.0)
+
+
+def _pool_falling(values: Floats, weights: Floats) -> Floats:
+    """Return the nearest sequence that never falls (weighted squares): neighbours that fall share their mean."""
+    pools: list[tuple[float, float, int]] = []  # mean, weight, number of values
+    for value, weight in zip(values, weights, strict=True):
+        pools.append((float(value), float(weight), 1))
+        while len(pools) > 1 and pools[-2][0] > pools[-1][0]:
+            (mean, own, n), (mean_before, weight_before, n_before) = pools.pop(), pools.pop()
+            total = own + weight_before
+            pools.append(((mean * own + mean_before * weight_before) / total, total, n + n_before))
+    return np.concatenate([np.full(n, mean) for mean, _, n in pools])
 
 
 def _sigmoid(x: Floats) -> Floats:
     # tanh saturates without overflow and takes infinities.
     sigmoid: Floats = 0.5 * (1.0 + np.tanh(0.5 * x))
     return sigmoid
-
-
-def _checked_forecasts(probs: ArrayLike, outcomes: ArrayLike) -> tuple[Floats, Bools]:
-    p, y = np.asarray(probs, np.float64), np.asarray(outcomes, bool)
-    if p.ndim != 1 or p.shape != y.shape:
-        raise ValueError(f"probs must have shape {y.shape} of the outcomes, got {p.shape}")
-    if not ((p >= 0) & (p <= 1)).all():
-        raise ValueError("probs must be in [0, 1], got " + str(p[~((p >= 0) & (p <= 1))][0]))
-    return p, y
 
 
 def _checked_blocks(

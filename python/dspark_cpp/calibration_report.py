@@ -14,16 +14,25 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from dspark_cpp.calibrate_run import CaseResult
-from dspark_cpp.calibration_fit import PositionFigures, prefix_events, reliability, survivals
+from dspark_cpp.calibration_fit import PositionFigures, prefix_events, survivals
+from dspark_cpp.calibration_scores import reliability
 
-__all__ = ["case_table", "draw_reliability", "mean_ece", "require_matplotlib"]
+__all__ = ["case_table", "draw_reliability", "mean_ece", "mean_noise", "require_matplotlib"]
 
-_COLUMNS = ("accepted", "T", "ECE\nbefore", "\nafter", "noise", "AUC\nbefore", "\nafter", "Brier\nbefore", "\nafter")
+_COLUMNS = (
+    *("accepted", "T", "offset", "ECE\nbefore", "\nT alone", "\nafter", "noise"),
+    *("AUC\nbefore", "\nafter", "Brier\nbefore", "\nafter"),
+)
 
 
 def mean_ece(figures: Sequence[PositionFigures]) -> float:
     """Mean ECE over the positions that have blocks."""
     return float(np.nanmean([position.ece for position in figures]))
+
+
+def mean_noise(figures: Sequence[PositionFigures]) -> float:
+    """Mean ECE that perfectly calibrated confidences would show with as many blocks."""
+    return float(np.nanmean([position.noise for position in figures]))
 
 
 def case_table(case: CaseResult) -> Table:
@@ -37,16 +46,16 @@ def case_table(case: CaseResult) -> Table:
     for k, acceptance in enumerate(entry.acceptance):
         table.add_row(str(k + 1), f"{acceptance:.3f}", *(_figures(case, k) if case.after else ()))
     if case.after:
-        noise = float(np.nanmean([position.noise for position in case.after]))
-        errors = (f"{mean_ece(case.before):.4f}", f"{mean_ece(case.after):.4f}", f"{noise:.4f}")
-        table.add_row("mean", "", "", *errors, style="bold")
+        errors = [mean_ece(figures) for figures in (case.before, case.sts, case.after)]
+        table.add_row("mean", *[""] * 3, *(f"{e:.4f}" for e in (*errors, mean_noise(case.after))), style="bold")
     return table
 
 
 def _figures(case: CaseResult, k: int) -> list[str]:
-    before, after = case.before[k], case.after[k]
-    values = (before.ece, after.ece, after.noise, before.auc, after.auc, before.brier, after.brier)
-    return [f"{case.entry.sts[k]:.3f}", *(f"{value:.4f}" for value in values)]
+    before, scaled, after = case.before[k], case.sts[k], case.after[k]
+    errors = (before.ece, scaled.ece, after.ece, after.noise)
+    values = (*errors, before.auc, after.auc, before.brier, after.brier)
+    return [f"{case.entry.sts[k]:.3f}", f"{case.entry.offsets[k]:.3f}", *(f"{value:.4f}" for value in values)]
 
 
 def require_matplotlib() -> Any:
@@ -97,11 +106,11 @@ def _draw_position(axes: Any, case: CaseResult, k: int) -> None:
     is_known = blocks.verified > k
     events = prefix_events(blocks.accepted, len(case.entry.sts))[is_known, k]
     axes.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, label="perfect")
-    for label, temperatures, color in (
-        ("before", np.ones(len(case.entry.sts)), "tab:orange"),
-        ("after", np.array(case.entry.sts), "tab:blue"),
+    for label, parameters, color in (
+        ("before", (np.ones(len(case.entry.sts)),), "tab:orange"),
+        ("after", (case.entry.sts, case.entry.offsets, case.entry.maps), "tab:blue"),
     ):
-        bins = reliability(survivals(blocks.logits, temperatures)[is_known, k], events)
+        bins = reliability(survivals(blocks.logits, *parameters)[is_known, k], events)
         is_drawn = bins.n >= max(5, len(events) // 500)  # a bin of a few blocks shows noise alone
         points = (bins.confidence[is_drawn], bins.frequency[is_drawn])
         axes.plot(*points, marker="o", markersize=2.5, linewidth=1, color=color, label=label)

@@ -30,6 +30,7 @@ __all__ = [
     "SamplingParams",
     "Verification",
     "checked_text",
+    "default_candidates",
     "params_per_prompt",
 ]
 
@@ -190,8 +191,9 @@ class EngineConfig:
     head : {"candidates", "full", "graph"}
         Form of the sequential head: over the `n_candidates` likeliest tokens of a slot, over the whole vocabulary
         (the reference), or as a graph on the drafter's device.
-    n_candidates : int
-        Candidates per slot.
+    n_candidates : int, optional
+        Candidates per slot. None: 64 for `candidates` with a vanilla Markov head, which adds the 16 tokens that the
+        head lifts most after the token before; else 256.
     policy : str or int
         How many drafted tokens a round are verified. "adaptive": what pays, from measured costs and calibrated
         confidence, for every request and step, and no draft at all where none pays. "off". "fixed:n" or n; "full" is
@@ -242,7 +244,7 @@ class EngineConfig:
     n_batch: int = 512
     kv_type: KVType = "f16"
     head: Head = "candidates"
-    n_candidates: int = 256
+    n_candidates: int | None = None
     policy: Policy = "adaptive"
     objective: Objective = "throughput"
     costs: CostSource = "auto"
@@ -259,6 +261,8 @@ class EngineConfig:
     def __post_init__(self) -> None:
         for name, (low, high) in _ENGINE_RANGES.items():
             _store(self, name, _integer(name, getattr(self, name), low, high))
+        if self.n_candidates is not None:
+            _store(self, "n_candidates", _integer("n_candidates", self.n_candidates, 1, _INT_MAX))
         for name in ("use_mmap", "check_tensors", "prefix_reuse"):
             _check_bool(name, getattr(self, name))
         if self.flash_attention is not None:
@@ -365,7 +369,7 @@ class EngineOptions(TypedDict, total=False):
     n_batch: int
     kv_type: KVType
     head: Head
-    n_candidates: int
+    n_candidates: int | None
     policy: Policy
     objective: Objective
     costs: CostSource
@@ -387,11 +391,15 @@ _ENGINE_RANGES = {
     "n_threads": (0, 512),
     "n_threads_batch": (0, 512),
     "n_batch": (1, 2**14),
-    "n_candidates": (1, _INT_MAX),
     "draft_window": (1, _INT_MAX),
     "max_queue": (1, _INT_MAX),
     "prefill_chunk": (1, _INT_MAX),
 }
+
+
+def default_candidates(head: str, head_type: str) -> int:
+    """Return the candidates per slot that a form of the sequential head needs with a type of Markov head."""
+    return 64 if (head, head_type) == ("candidates", "vanilla") else 256
 
 
 def _store(options: object, name: str, value: object) -> None:

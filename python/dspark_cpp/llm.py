@@ -20,7 +20,14 @@ from typing import Any, ClassVar, Literal, Self, Unpack, overload
 from dspark_cpp import _core
 from dspark_cpp.calibration_files import find_calibration
 from dspark_cpp.chat import Chunk, Completion, Message, ReplyBuilder, render_chat, without_second_bos
-from dspark_cpp.config import EngineConfig, EngineOptions, SamplingParams, checked_text, params_per_prompt
+from dspark_cpp.config import (
+    EngineConfig,
+    EngineOptions,
+    SamplingParams,
+    checked_text,
+    default_candidates,
+    params_per_prompt,
+)
 from dspark_cpp.cost_cache import prepare_costs
 from dspark_cpp.engine_loop import Deliver, EngineLoop, RequestGroup
 from dspark_cpp.errors import QueueFullError
@@ -422,7 +429,7 @@ def _make_engine(
         n_threads_batch=config.n_threads_batch,
         kv_type=config.kv_type,
         head=config.head,
-        n_candidates=config.n_candidates,
+        n_candidates=_n_candidates(drafter, config),
         policy=str(config.policy),
         objective=config.objective,
         calibration=_calibration(target, drafter, config),
@@ -435,14 +442,24 @@ def _make_engine(
     )
 
 
+def _n_candidates(drafter: _core.Model | None, config: EngineConfig) -> int:
+    if config.n_candidates is not None:
+        return config.n_candidates
+    return default_candidates(config.head, "none" if drafter is None else drafter.drafter_info.head_type)
+
+
+_Floats = tuple[float, ...]
+
+
 def _calibration(
     target: _core.Model, drafter: _core.Model | None, config: EngineConfig
-) -> list[tuple[str, float, tuple[float, ...], tuple[float, ...]]]:
+) -> list[tuple[str, float, _Floats, _Floats, _Floats, _Floats]]:
     if drafter is None:
         return []
     block_size = drafter.drafter_info.block_size
     found = find_calibration(drafter.path, block_size, target=target.path, calibration=config.calibration)
-    return [(entry.rule, entry.temperature, entry.sts, entry.acceptance) for entry in found.entries] if found else []
+    entries = found.entries if found else ()
+    return [(e.rule, e.temperature, e.sts, e.acceptance, e.offsets, e.maps) for e in entries]
 
 
 def _request_options(params: SamplingParams, seed: int, grammar: _core.Grammar | None = None) -> _core.RequestOptions:

@@ -140,6 +140,20 @@ void test_selection() {
     const std::vector<float> ties(3000, 1.0f);
     builder.select_top_k(ties, 10, out);
     CHECK(out.ids.front() == 0 && out.ids.back() == 9);
+    builder.select_candidates(logits, 64, out);
+    CHECK(out.ids.size() == 64 && is_ascending(out.ids) && out.ids[0] == 3 && out.ids.back() == 19999);
+    // Sums that overflow are no infinite logits; real ones are found in every place.
+    std::vector<float> huge(130, 3e38f);
+    builder.select_candidates(huge, 5, out);
+    CHECK(out.ids.size() == 5 && out.ids.back() == 4);
+    for (const size_t at : {0u, 63u, 64u, 127u, 128u, 129u}) {
+        for (const float bad : {kInf, std::numeric_limits<float>::quiet_NaN()}) {
+            std::vector<float> row(130, -kInf);
+            row[1] = 0.0f;
+            row[at] = bad;
+            CHECK(throws<std::runtime_error>([&] { builder.select_candidates(row, 5, out); }, "NaN or +inf"));
+        }
+    }
     CHECK(throws<std::invalid_argument>([&] { (void)top_logprobs(ties, 3000, 1); }, "below n_vocab 3000"));
     CHECK(std::fabs(top_logprobs(ties, 5, 2).chosen + std::log(3000.0f)) < 1e-5f);
 }

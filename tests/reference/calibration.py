@@ -27,6 +27,20 @@ def auc(scores: Sequence[float], outcomes: Sequence[bool]) -> float:
     return sum((a > b) + (a == b) / 2 for a in true for b in false) / (len(true) * len(false))
 
 
+def survivals(
+    logits: Sequence[float], sts: Sequence[float], offsets: Sequence[float], maps: Sequence[Sequence[float]]
+) -> list[float]:
+    """Survivals of one block: a_k = min(a_{k-1}, M_k(a_{k-1} sigmoid(logit_k / T_k + b_k)))."""
+    before, out = 1.0, []
+    for logit, temperature, offset, values in zip(logits, sts, offsets, maps, strict=True):
+        product = before * sigmoid(logit / temperature + offset)
+        piece = min(int(product * 10), 9)
+        mapped = values[piece] + (product * 10 - piece) * (values[piece + 1] - values[piece])
+        before = min(before, mapped)
+        out.append(before)
+    return out
+
+
 def sts_costs(
     logits: Sequence[Sequence[float]], accepted: Sequence[int], before: Sequence[float], k: int
 ) -> dict[float, float]:

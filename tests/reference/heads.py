@@ -49,6 +49,7 @@ def draft_block(
     request: Mapping[str, Any],
     n_candidates: int,
     uniform: Callable[[int], float],
+    n_followers: int = 0,
 ) -> list[Slot]:
     """One block of one request, slot by slot; `n_candidates` = 0 is the full vocabulary.
 
@@ -62,7 +63,7 @@ def draft_block(
         embedding = np.asarray(weights["w1"], dtype=np.float64)[previous]
         state, recurrent = transition_state(weights, hidden, embedding, recurrent)
         bias = np.asarray(weights["w2"], dtype=np.float64) @ state
-        logits = combined_logits(weights, request["base_logits"][k], bias, to_row, n_candidates)
+        logits = combined_logits(weights, request["base_logits"][k], bias, to_row, n_candidates, n_followers)
         if "output" in request:
             logits = sampling.adjust_logits(logits, request, [], [*request["output"], *drafted])
         probs = sampling.truncate(logits, request)
@@ -73,11 +74,21 @@ def draft_block(
 
 
 def combined_logits(
-    weights: Mapping[str, Any], base: Array, bias: Array, to_row: Mapping[int, int], n_candidates: int
+    weights: Mapping[str, Any],
+    base: Array,
+    bias: Array,
+    to_row: Mapping[int, int],
+    n_candidates: int,
+    n_followers: int = 0,
 ) -> Array:
-    """U + B over the target vocabulary, -inf outside the candidates and the draft vocabulary."""
+    """U + B over the target vocabulary, -inf outside the candidates and the draft vocabulary.
+
+    Candidates are the tokens of the `n_candidates` largest U, and of the `n_followers` largest B.
+    """
     base = np.asarray(base, dtype=np.float64)
-    chosen = np.lexsort((np.arange(len(base)), -base))[: n_candidates or None]
+    to_token = {row: token for token, row in to_row.items()}
+    followers = [to_token[int(row)] for row in np.argsort(-bias)[:n_followers]]
+    chosen = {*np.lexsort((np.arange(len(base)), -base))[: n_candidates or None].tolist(), *followers}
     cap = weights.get("logit_softcap", 0.0)
     logits = np.full(len(base), -np.inf)
     for token in chosen:

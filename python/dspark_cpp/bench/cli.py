@@ -59,7 +59,7 @@ def bench_command(
     synthetic_noise: Annotated[float, typer.Option(help="Noise in what the confidence sees of it.")] = 0.7,
     synthetic_bias: Annotated[float, typer.Option(help="Added to confidence logits: a wrong calibration.")] = 0.0,
     head: Annotated[str, typer.Option(help="candidates, full, graph.")] = "candidates",
-    n_candidates: Annotated[int, typer.Option(min=1)] = 256,
+    n_candidates: Annotated[int | None, typer.Option(min=1, help="Default: the engine's.")] = None,
     n_threads: Annotated[int, typer.Option(help="0: the engine's choice.")] = 0,
     n_gpu_layers: Annotated[int, typer.Option(help="-1: all.")] = -1,
     kv_type: Annotated[str, typer.Option(help="f16, f32, bf16, q8_0, q4_0.")] = "f16",

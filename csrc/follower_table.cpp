@@ -1,0 +1,107 @@
+#include "follower_table.h"
+
+#include "vector_loops.h"
+
+#include <algorithm>
+
+namespace dspark {
+
+namespace {
+
+constexpr size_t kTogether = 16;       // lists made in one pass over W2: each row is decoded once for all
+constexpr double kQuickProducts = 2e9; // multiplications that a constructor may take, some 0.1 s
+// A pass over W2 takes as long as a few per cent of a draft at V = 152k: this way it is below one.
+constexpr size_t kWanted = 4;
+constexpr int32_t kBlocksBetween = 16;
+
+struct Follower {
+    float bias;
+    int32_t id;
+};
+
+// The largest so far, descending.
+class BestFollowers {
+  public:
+    explicit BestFollowers(size_t n) : n_(n) { best_.reserve(n + 1); }
+    void add(float bias, int32_t id) {
+        if (best_.size() == n_ && bias <= best_.back().bias) {
+            return;
+        }
+        const auto is_smaller = [bias](const Follower& other) { return other.bias < bias; };
+        best_.insert(std::find_if(best_.begin(), best_.end(), is_smaller), {bias, id});
+        best_.resize(std::min(best_.size(), n_));
+    }
+    [[nodiscard]] const std::vector<Follower>& best() const { return best_; }
+
+  private:
+    size_t n_;
+    std::vector<Follower> best_;
+};
+
+} // namespace
+
+FollowerTable::FollowerTable(const HeadWeights& weights, int32_t n_followers) : weights_(weights) {
+    if (weights.type != MarkovHeadType::vanilla || n_followers <= 0) {
+        return;
+    }
+    n_each_ = std::min(static_cast<size_t>(n_followers), static_cast<size_t>(weights.w2.n_rows));
+    first_.assign(static_cast<size_t>(weights.n_vocab), -1);
+    const double per_list = static_cast<double>(weights.w2.n_rows) * static_cast<double>(weights.rank);
+    const auto n_quick =
+        static_cast<int64_t>(std::min(kQuickProducts / per_list, static_cast<double>(weights.n_vocab)));
+    std::vector<int32_t> tokens;
+    for (int64_t token = 0; token < n_quick; ++token) {
+        tokens.push_back(static_cast<int32_t>(token));
+        if (tokens.size() == kTogether || token + 1 == n_quick) {
+            make(tokens);
+            tokens.clear();
+        }
+    }
+}
+
+std::span<const int32_t> FollowerTable::find(int32_t previous) const {
+    if (n_each_ == 0 || first_[index(previous)] < 0) {
+        return {};
+    }
+    return std::span(ids_).subspan(static_cast<size_t>(first_[index(previous)]), n_each_);
+}
+
+void FollowerTable::want(int32_t previous) {
+    if (wanted_.size() < kWanted && std::find(wanted_.begin(), wanted_.end(), previous) == wanted_.end()) {
+        wanted_.push_back(previous);
+    }
+}
+
+void FollowerTable::end_block() {
+    if (++n_blocks_ >= kBlocksBetween && !wanted_.empty()) {
+        make(wanted_);
+        wanted_.clear();
+        n_blocks_ = 0;
+    }
+}
+
+void FollowerTable::make(std::span<const int32_t> tokens) {
+    const auto rank = static_cast<size_t>(weights_.rank);
+    std::vector<float> embeddings(tokens.size() * rank);
+    for (size_t i = 0; i < tokens.size(); ++i) {
+        weights_.w1.decode(tokens[i], embeddings.data() + i * rank);
+    }
+    std::vector<BestFollowers> lists(tokens.size(), BestFollowers(n_each_));
+    std::vector<float> row(rank);
+    for (int64_t r = 0; r < weights_.w2.n_rows; ++r) {
+        weights_.w2.decode(r, row.data());
+        const auto id = static_cast<int32_t>(weights_.d2t.empty() ? r : weights_.d2t[static_cast<size_t>(r)]);
+        for (size_t i = 0; i < tokens.size(); ++i) {
+            lists[i].add(dot(row.data(), embeddings.data() + i * rank, rank), id);
+        }
+    }
+    for (size_t i = 0; i < tokens.size(); ++i) {
+        first_[index(tokens[i])] = static_cast<int32_t>(ids_.size());
+        for (const Follower& follower : lists[i].best()) {
+            ids_.push_back(follower.id);
+        }
+        std::sort(ids_.end() - static_cast<std::ptrdiff_t>(n_each_), ids_.end());
+    }
+}
+
+} // namespace dspark
