@@ -61,8 +61,8 @@ def _add_ffn(add: Add, prefix: str) -> None:
     add(f"{prefix}.ffn_down.weight", WIDTH, N_FF)
 
 
-def _add_attention(add: Add, prefix: str, n_kv_heads: int, q_width: int = N_HEADS * HEAD_DIM) -> None:
-    add(f"{prefix}.attn_q.weight", q_width, WIDTH)
+def _add_attention(add: Add, prefix: str, n_kv_heads: int, n_query_parts: int = 1) -> None:
+    add(f"{prefix}.attn_q.weight", n_query_parts * N_HEADS * HEAD_DIM, WIDTH)
     add(f"{prefix}.attn_k.weight", n_kv_heads * HEAD_DIM, WIDTH)
     add(f"{prefix}.attn_v.weight", n_kv_heads * HEAD_DIM, WIDTH)
     add(f"{prefix}.attn_output.weight", WIDTH, N_HEADS * HEAD_DIM)
@@ -125,7 +125,7 @@ def _delta_net(writer: Any, add: Add, name: str) -> None:
             add(f"{prefix}.ssm_norm.weight", state)
             add(f"{prefix}.ssm_out.weight", WIDTH, value)
         else:
-            _add_attention(add, prefix, n_kv_heads, 2 * N_HEADS * HEAD_DIM)  # queries and their gate
+            _add_attention(add, prefix, n_kv_heads, n_query_parts=2)  # queries and their gate
             _add_head_norms(add, prefix)
 
 
