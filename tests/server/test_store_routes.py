@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -189,3 +192,30 @@ def test_damaged_blobs_cost_their_model_only(tmp_path: Path, demo_target: Path) 
 
 def test_old_name_field(http: httpx.Client, server: Server) -> None:
     assert http.post("/api/show", json={"name": "demo"}).json()["details"]["family"] == "qwen3"
+
+
+def test_commands_and_server_share_the_store(tmp_path: Path, demo_target: Path, demo_drafter: Path) -> None:
+    with start(tmp_path) as server, server.client() as client:
+
+        def dspark(*arguments: object) -> str:
+            env = {**os.environ, "OLLAMA_HOST": server.url, "DSPARK_MODELS": str(tmp_path / "models")}
+            command = [sys.executable, "-m", "dspark_cpp.cli", *map(str, arguments)]
+            return subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout
+
+        dspark("create", "mine", "--target", demo_target, "--draft", demo_drafter, "--system", "Be brief.")
+        body = {
+            "model": "mine",
+            "messages": [{"role": "user", "content": QUESTION}],
+            "options": GREEDY,
+            "stream": False,
+        }
+        assert client.post("/api/chat", json=body).json()["dspark"]["n_accepted"] > 0
+        assert "mine:latest" in dspark("list")
+        assert "mine:latest" in dspark("ps")
+        assert "Be brief." in dspark("show", "mine")
+        dspark("stop", "mine")
+        assert len(dspark("ps").splitlines()) == 1
+        dspark("cp", "mine", "ours")
+        dspark("rm", "mine")
+        assert client.post("/api/chat", json=body).status_code == 404
+        assert client.post("/api/chat", json=body | {"model": "ours"}).status_code == 200
