@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from dspark_cpp import LLM, _core
 from dspark_cpp.errors import ContextFullError
+from reference.qwen3_numpy import Qwen3
+
+TEXTS = ["a", "What is 12 + 7?", "The cat sat on the mat. " * 30]
+
+
+def test_values_are_those_of_the_reference(llm: LLM, f32_target: Path):
+    """The mean of all states after the final norm, computed in numpy from the same file."""
+    embedder, reference = _core.Embedder(llm.model, n_threads=1), Qwen3(f32_target)
+    for text in TEXTS:
+        tokens = llm.tokenize(text)
+        expected = reference.final_states(tokens).mean(axis=0)
+        found = np.array(embedder.embed(tokens))
+        # f32 weights, an f16 cache and attention: relative errors of 1e-3 are to be expected, a wrong pooling gives 1.
+        assert np.linalg.norm(found - expected) < 5e-3 * np.linalg.norm(expected), text
+        for other in (reference.final_states(tokens)[-1], reference.final_states(tokens)[0]):
+            assert len(tokens) == 1 or np.linalg.norm(found - other) > 0.05 * np.linalg.norm(expected)
 
 
 def test_long_text_is_pooled_over_its_passes(llm: LLM):

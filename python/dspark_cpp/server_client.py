@@ -7,39 +7,27 @@ import os
 import urllib.error
 import urllib.request
 from typing import Any
-from urllib.parse import urlsplit
 
 from dspark_cpp.errors import DSparkError
+from dspark_cpp.server.address import parse_address
 
 __all__ = ["ask", "server_url"]
 
-_DEFAULT_PORT = 11434
-_DEFAULT_PORTS = {"http": 80, "https": 443}
-_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
+_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # where a server may listen, and nobody can call
 _TIMEOUT_SECONDS = 30.0
 
 
 def server_url() -> str:
-    """Return the server's address by `OLLAMA_HOST`, read as Ollama does: scheme, port and path may be left out.
+    """Return the server's address by `OLLAMA_HOST`.
 
     Raises
     ------
     ValueError
         If it cannot be read.
     """
-    text = os.environ.get("OLLAMA_HOST", "").strip().strip("\"'")
-    scheme, separator, rest = text.partition("://")
-    if not separator:
-        scheme, rest = "http", text
-    if scheme not in _DEFAULT_PORTS:
-        raise ValueError(f"OLLAMA_HOST must begin with http:// or https://, got {text!r}")
-    try:
-        parts = urlsplit(f"//{rest}" if rest.count(":") < 2 or "[" in rest else f"//[{rest}]")
-        port = parts.port or (_DEFAULT_PORTS[scheme] if separator else _DEFAULT_PORT)
-    except ValueError:
-        raise ValueError(f"OLLAMA_HOST must read [http://]host[:port], got {text!r}") from None
-    host = _EVERYWHERE.get(parts.hostname or "", parts.hostname or "")
-    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}{parts.path.rstrip('/')}"
+    address = parse_address(os.environ.get("OLLAMA_HOST", ""))
+    host = _EVERYWHERE.get(address.host, address.host)
+    return f"{address.scheme}://{f'[{host}]' if ':' in host else host}:{address.port}{address.path}"
 
 
 def ask(method: str, path: str, body: dict[str, Any] | None = None) -> Any:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import urlsplit
 
 import typer
 
 from dspark_cpp.config import EngineConfig
+from dspark_cpp.server.address import parse_address
 
 __all__ = ["register"]
 
@@ -64,7 +64,7 @@ def serve(
         models.append(StaticModel(name=name or model.stem, target=model, draft=draft, template=text))
     elif draft is not None or name is not None:
         raise ValueError("--draft and --name must come with --model")
-    env_host, env_port = _address(os.environ.get("OLLAMA_HOST", ""))
+    address = parse_address(os.environ.get("OLLAMA_HOST", ""))
     engine: dict[str, Any] = {
         "n_parallel": n_parallel,
         "n_ctx": n_ctx,
@@ -74,8 +74,8 @@ def serve(
         "policy": int(policy) if policy.isdecimal() else policy,
     }
     config = ServerConfig(
-        host=host or env_host,
-        port=env_port if port is None else port,
+        host=host or address.host,
+        port=address.port if port is None else port,
         models=tuple(models),
         store=None if no_store else default_root(),
         engine=EngineConfig(**engine),
@@ -92,19 +92,6 @@ def serve(
         tls_key=tls_key,
     )
     run_server(config)
-
-
-def _address(text: str) -> tuple[str, int]:
-    """Host and port of OLLAMA_HOST, read as Ollama does: each part may be left out."""
-    text = text.strip().strip("\"'")
-    scheme, separator, rest = text.partition("://")
-    rest = rest if separator else text
-    usual = {"http": 80, "https": 443}.get(scheme, 11434) if separator else 11434
-    try:
-        parts = urlsplit(f"//{rest}" if rest.count(":") < 2 or "[" in rest else f"//[{rest}]")
-        return parts.hostname or "127.0.0.1", usual if parts.port is None else parts.port
-    except ValueError:
-        raise ValueError(f"OLLAMA_HOST must read [http://]host[:port], got {text!r}") from None
 
 
 def _read_key(path: Path | None) -> str | None:

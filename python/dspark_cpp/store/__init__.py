@@ -3,10 +3,11 @@
 `Store` is the way in. Nothing here knows HTTP, the terminal or the engine.
 """
 
+from dspark_cpp.store.files import default_root
 from dspark_cpp.store.manifest import Details, Manifest, ModelFile
 from dspark_cpp.store.modelfile import Modelfile, parse_modelfile, render_modelfile
 from dspark_cpp.store.names import ModelName, checked_digest, hub_endpoint
-from dspark_cpp.store.store import Store, default_root
+from dspark_cpp.store.store import Store
 
 __all__ = [
     "Details",

@@ -9,7 +9,12 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["is_locked", "locked", "sync_folder", "write_atomically"]
+__all__ = ["default_root", "is_locked", "locked", "remove_empty_folders", "sync_folder", "write_atomically"]
+
+
+def default_root() -> Path:
+    """Return the store's folder: `DSPARK_MODELS`, else `~/.dspark/models`."""
+    return Path(os.environ.get("DSPARK_MODELS") or "~/.dspark/models").expanduser()
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -56,3 +61,10 @@ def is_locked(path: Path) -> bool:
     except (BlockingIOError, FileNotFoundError):
         return True
     return False
+
+
+def remove_empty_folders(folder: Path, top: Path) -> None:
+    """Remove a folder and those above it while they are empty, but not `top`."""
+    while folder != top and not any(folder.iterdir()):
+        folder.rmdir()
+        folder = folder.parent

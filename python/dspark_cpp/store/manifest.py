@@ -16,9 +16,10 @@ from typing import Any, Self
 from dspark_cpp.errors import StoreError
 from dspark_cpp.store.names import ModelName, checked_digest
 
-__all__ = ["Details", "Manifest", "ModelFile"]
+__all__ = ["Details", "Manifest", "ModelFile", "checked_message", "checked_text"]
 
 _SCHEMA = 1
+_ROLES = ("system", "user", "assistant", "tool")
 _NEVER = datetime.fromtimestamp(0, UTC)
 _PLACE = ("name", "modified_at")  # differ between copies of one model
 
@@ -183,3 +184,30 @@ def _decode_file(found: dict[str, Any]) -> ModelFile:
     if file.digest is not None:
         checked_digest(file.digest)
     return file
+
+
+def checked_text(name: str, text: str) -> str:
+    """Return a text of a manifest.
+
+    Raises
+    ------
+    TypeError
+        If it is none.
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"{name} must be a text, got {type(text).__name__}")
+    return text
+
+
+def checked_message(message: Mapping[str, str]) -> dict[str, str]:
+    """Return a message that every conversation begins with.
+
+    Raises
+    ------
+    ValueError
+        If it has no role or no content.
+    """
+    role, content = message.get("role"), message.get("content")
+    if role not in _ROLES or not isinstance(content, str):
+        raise ValueError(f"message must have a role of {', '.join(_ROLES)} and a content, got {dict(message)!r}")
+    return {"role": role, "content": content}

@@ -19,24 +19,18 @@ from typing import Any
 from dspark_cpp.errors import BlobError, ModelLoadError, ModelMismatchError, ModelNotFoundError, StoreError
 from dspark_cpp.store import model_files
 from dspark_cpp.store.blobs import BlobStore
-from dspark_cpp.store.files import locked, sync_folder, write_atomically
+from dspark_cpp.store.files import default_root, locked, remove_empty_folders, sync_folder, write_atomically
 from dspark_cpp.store.hub import HubFile, HubSource, choose_drafter, choose_target, find_drafter, list_files
-from dspark_cpp.store.manifest import Manifest, ModelFile
+from dspark_cpp.store.manifest import Manifest, ModelFile, checked_message, checked_text
 from dspark_cpp.store.names import ModelName, checked_digest
 from dspark_cpp.store.parameters import checked_parameters
 from dspark_cpp.store.parts import collect_links, in_order, linked_path, parts_beside
 from dspark_cpp.store.pull import Record, pull_file
 
-__all__ = ["Store", "default_root"]
+__all__ = ["Store"]
 
 _log = logging.getLogger(__name__)
 _ORPHAN_AGE_S = 24 * 3600.0  # a blob that was sent, and the `create` that will name it, may be hours apart
-_ROLES = ("system", "user", "assistant", "tool")
-
-
-def default_root() -> Path:
-    """Return the store's folder: `DSPARK_MODELS`, else `~/.dspark/models`."""
-    return Path(os.environ.get("DSPARK_MODELS") or "~/.dspark/models").expanduser()
 
 
 class Store:
@@ -149,11 +143,11 @@ class Store:
             base,
             name=str(parsed),
             draft=base.draft if found_draft is None else found_draft,
-            system=base.system if system is None else _checked_text("system", system),
-            template=base.template if template is None else _checked_text("template", template),
-            license=base.license if license is None else _checked_text("license", license),
+            system=base.system if system is None else checked_text("system", system),
+            template=base.template if template is None else checked_text("template", template),
+            license=base.license if license is None else checked_text("license", license),
             parameters={**base.parameters, **checked_parameters(parameters or {})},
-            messages=base.messages if messages is None else tuple(map(_checked_message, messages)),
+            messages=base.messages if messages is None else tuple(map(checked_message, messages)),
         )
         self._check_new(manifest, is_pair_new=from_ is None or found_draft is not None)
         return self._write(parsed, manifest)
@@ -251,7 +245,7 @@ class Store:
                 blobs = frozenset()  # damaged: `collect` finds what it left
             path.unlink()
             sync_folder(path.parent)
-            self._remove_empty_folders(path.parent)
+            remove_empty_folders(path.parent, self._manifests)
             self._drop(blobs)
 
     def collect(self, min_age_s: float = _ORPHAN_AGE_S) -> int:
@@ -398,24 +392,6 @@ class Store:
     def _file_path(self, file: ModelFile) -> Path:
         return Path(file.path) if file.digest is None and file.path else self.blobs.path(file.digest or "")
 
-    def _remove_empty_folders(self, folder: Path) -> None:
-        while folder != self._manifests and not any(folder.iterdir()):
-            folder.rmdir()
-            folder = folder.parent
-
 
 def _listed_drafter(source: HubSource) -> HubFile:
     return choose_drafter(list_files(source.repo), source.selector)
-
-
-def _checked_text(name: str, text: str) -> str:
-    if not isinstance(text, str):
-        raise TypeError(f"{name} must be a text, got {type(text).__name__}")
-    return text
-
-
-def _checked_message(message: Mapping[str, str]) -> dict[str, str]:
-    role, content = message.get("role"), message.get("content")
-    if role not in _ROLES or not isinstance(content, str):
-        raise ValueError(f"message must have a role of {', '.join(_ROLES)} and a content, got {dict(message)!r}")
-    return {"role": role, "content": content}

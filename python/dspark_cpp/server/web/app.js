@@ -209,7 +209,8 @@ function addFooter(answer, speed) {
   if (speed && meter.plainSpeed && answer.usesDrafts) facts.push(`${format(speed / meter.plainSpeed, 2)}× plain`);
   if (length && length > 1) facts.push(`${format(length, 2)} per round`);
   const footer = make("footer", "facts");
-  footer.append(facts.filter(Boolean).join("  ·  "), copyButton(answer.text.text));
+  for (const fact of facts.filter(Boolean)) footer.append(Object.assign(make("span"), { textContent: fact }));
+  footer.append(copyButton(answer.text.text));
   answer.element.append(footer);
 }
 

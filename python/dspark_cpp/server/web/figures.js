@@ -72,7 +72,7 @@ function showSpeed(speed, plain) {
   $("ratio").textContent = !speed
     ? "Send a message to measure it."
     : ratio
-      ? `${format(speed / plain, 2)} times the plain speed of ${format(plain)} tokens/s.`
+      ? `${format(speed / plain, 2)} times the plain speed of ${format(plain)} tokens/s, measured at load.`
       : "Plain speed not measured yet: switch drafting off for one answer.";
   const most = Math.max(speed ?? 0, plain ?? 0, 1);
   draw($("speed-bars"), [
@@ -130,10 +130,11 @@ function showPlan(figures) {
 
 function describePlan(figures) {
   if (!figures) return "Shown when an answer is complete.";
-  if (!figures.n_drafted) return `No drafts in ${figures.n_rounds} rounds (policy ${figures.policy}).`;
+  const parked = figures.n_parked ? ` ${figures.n_parked} rounds went without drafts: ${figures.park_reason || "none would pay"}.` : "";
+  if (!figures.n_drafted) return `No drafts in ${figures.n_rounds} rounds (policy ${figures.policy}).${parked}`;
   const kept = Math.round((100 * figures.n_accepted) / Math.max(figures.n_scheduled, 1));
   const rounds = `${figures.n_rounds} rounds, policy ${figures.policy}`;
-  return `${rounds}: ${figures.n_drafted} tokens drafted, ${figures.n_scheduled} verified, ${figures.n_accepted} accepted (${kept}%).`;
+  return `${rounds}: ${figures.n_drafted} tokens drafted, ${figures.n_scheduled} verified, ${figures.n_accepted} accepted (${kept}%).${parked}`;
 }
 
 function describePositions(scheduled, accepted, nRounds) {

@@ -136,12 +136,14 @@ function endOfLine(text, from) {
   return end === -1 ? text.length : end;
 }
 
-// The spaces around a run of drafted words stay without colour.
+// The spaces around a run of drafted words stay without colour, on each of its lines.
 function appendDrafted(parent, piece) {
-  const [, before, core, after] = /^(\s*)([^]*?)(\s*)$/.exec(piece);
-  const span = make("span", "drafted");
-  span.textContent = core;
-  parent.append(before, ...(core ? [span] : []), after);
+  for (const line of piece.split(/(?<=\n)/)) {
+    const [, before, core, after] = /^(\s*)(.*?)(\s*)$/.exec(line);
+    const span = make("span", "drafted");
+    span.textContent = core;
+    parent.append(before, ...(core ? [span] : []), after);
+  }
 }
 
 export function make(tag, className) {
