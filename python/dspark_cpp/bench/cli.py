@@ -69,7 +69,7 @@ def bench_command(
     ] = False,
     isa: Annotated[str, typer.Option(help="With --kernels: their instruction set; empty: the one in use.")] = "",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
-    plots: Annotated[Path | None, typer.Option(help="Draw into this folder; needs dspark-cpp[plots].")] = None,
+    plots: Annotated[Path | None, typer.Option(help="Draw into this folder; needs matplotlib.")] = None,
 ) -> None:
     """Measure decoding: plain, every fixed draft length and every policy in turns, ratios within one run."""
     asked = {name: str(value) if isinstance(value, Path) else value for name, value in locals().items()}

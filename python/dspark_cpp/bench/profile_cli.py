@@ -28,7 +28,7 @@ def profile_command(
     n_threads: Annotated[int, typer.Option(help="0: the engine's choice.")] = 0,
     n_gpu_layers: Annotated[int, typer.Option(help="-1: all.")] = -1,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
-    plots: Annotated[Path | None, typer.Option(help="Draw into this folder; needs dspark-cpp[plots].")] = None,
+    plots: Annotated[Path | None, typer.Option(help="Draw into this folder; needs matplotlib.")] = None,
 ) -> None:
     """Show what a pass costs here by its size, where the cost jumps, and which draft length pays."""
     if draft is None and target != "demo":
