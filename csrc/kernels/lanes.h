@@ -85,6 +85,7 @@ struct Rows {
 // has too few outstanding misses to hide memory (Zen 4, one column of Q8_0: 19 GB/s; into L1 10, without 8). An
 // instruction of its own: the compiler gathers its intrinsics to a burst that stalls for those misses.
 template <size_t n_bytes> [[gnu::always_inline]] inline void prefetch(const uint8_t*& next) {
+#pragma GCC unroll 16
     for (size_t b = 0; b < n_bytes; b += 64) {
         __asm__ volatile("prefetcht1 %0" : : "m"(next[b]));
     }
