@@ -29,6 +29,9 @@ const Isa* isa() { return chosen_isa().load(std::memory_order_relaxed); }
 
 std::atomic<bool> enabled_products{true};
 
+// More columns of BF16 are ggml's: it multiplies them in bf16, which is faster for a prompt.
+constexpr int64_t kMostBf16Columns = 32;
+
 bool is_float(WeightType type) { return type == WeightType::f16 || type == WeightType::bf16; }
 
 ColumnLayout layout_of(const Isa& isa, WeightType type) {
@@ -157,6 +160,9 @@ bool multiply(const Product& product) { return covers(product.type) && multiply_
 
 bool multiply_with(const Isa& isa, const Product& product) {
     if (product.n_values < 1 || product.n_values % block_shape(product.type).n_weights != 0) {
+        return false;
+    }
+    if (product.type == WeightType::bf16 && product.n_columns > kMostBf16Columns) {
         return false;
     }
     const int64_t n_strips = (product.n_outputs + isa.strip_outputs - 1) / isa.strip_outputs;

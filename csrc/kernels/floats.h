@@ -11,8 +11,13 @@ namespace dspark::kernels {
 namespace {
 
 inline constexpr int kTileRows = 4;
-inline constexpr int kFloatColumns = kLanes == 16 ? 6 : 3; // of a tile: sums, weights and one value fill the registers
-inline constexpr int64_t kPassBytes = 256 << 10;           // of X in one pass over the weights: half of an L2 cache
+// Columns of a tile: its sums, the weights and one value must fit into the registers, or it takes twice the time.
+#if defined(__AVX512VL__)
+inline constexpr int kFloatColumns = kLanes == 16 ? 6 : 3;
+#else
+inline constexpr int kFloatColumns = 2;
+#endif
+inline constexpr int64_t kPassBytes = 256 << 10; // of X in one pass over the weights: half of an L2 cache
 
 struct F16 {
     static Floats load(const uint8_t* p) { return load_f16(p); }
@@ -71,7 +76,11 @@ template <typename Format, int R, int C> void multiply_tile(const FloatTile& til
     const int64_t n_whole = tile.n_values - tile.n_values % kLanes;
     const uint8_t* next = tile.w + R * tile.w_stride;
     for (int64_t k = 0; k < n_whole; k += kLanes) {
-        prefetch<2 * R * kLanes>(next);
+        if constexpr (R > 1) { // hardware follows one row by itself
+            _mm_prefetch(reinterpret_cast<const char*>(next), _MM_HINT_T1);
+            _mm_prefetch(reinterpret_cast<const char*>(next) + kLanes * R, _MM_HINT_T1);
+            next += 2 * R * kLanes;
+        }
         add_step<Format, R, C>(tile.w + 2 * k, tile.w_stride, tile.x + k, tile.x_stride, acc);
     }
     if (n_whole < tile.n_values) {
@@ -108,7 +117,9 @@ template <typename Format> void multiply_floats_as(const Product& product, int64
     for (int64_t begin = 0; begin < product.n_columns; begin += n_pass) {
         const int64_t end = product.n_columns - begin < n_pass ? product.n_columns : begin + n_pass;
         int64_t row = first;
-        for (; row + kTileRows <= last; row += kTileRows) {
+        // One column takes row by row where one chain of additions keeps up with memory: up to a tenth faster.
+        const bool is_by_rows = kLanes == 16 && product.n_columns == 1;
+        for (; !is_by_rows && row + kTileRows <= last; row += kTileRows) {
             multiply_rows<Format, kTileRows>(product, row, begin, end);
         }
         for (; row < last; ++row) {

@@ -30,7 +30,8 @@ struct Product {
     int n_threads = 1;
 };
 
-// Computes this thread's share of the product. False (nothing written): not covered on this machine.
+// Computes this thread's share of the product. False (nothing written): not covered on this machine; or more than 32
+// columns of BF16, a prompt's, which ggml multiplies faster and rounds otherwise.
 [[nodiscard]] bool multiply(const Product& product);
 
 // One switch for the process, read by ggml's threads at every product: set it before a forward pass. Two engines that
