@@ -142,7 +142,7 @@ def test_what_a_parked_request_showed_fades_towards_what_others_show() -> None:
 
 def test_a_calibration_that_contradicts_what_is_seen_counts_little_after_three_rounds() -> None:
     """A drafter of other weights under the calibration of a good one."""
-    entry = ("block", 1.0, [], [0.9] * BLOCK)
+    entry = ("block", 1.0, [], [0.9] * BLOCK, [], [])
     useless = _survival.SurvivalEstimator(BLOCK, [entry])
     for _ in range(3):
         useless.observe(key(1), [], BLOCK, 0)
