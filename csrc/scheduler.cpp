@@ -10,7 +10,7 @@ namespace {
 
 constexpr double kMemory = 0.97;      // of the speedup: about 30 steps
 constexpr double kBonusStep = 0.05;   // of the bonus: about 20 drafted steps
-constexpr double kProbeShare = 0.008; // of the time goes into probing at most
+constexpr double kProbeShare = 0.006; // of the time goes into probing at most
 constexpr double kProbeRate = 0.9;    // a probe is as long as would pay if drafts were this good
 constexpr int32_t kRoundRows = 3;   // context rows a round leaves to be injected; a long wait is paid once, by a probe
 constexpr double kLengthStep = 0.1; // of the mean length: about 10 answers

@@ -9,8 +9,9 @@ namespace dspark {
 
 namespace {
 
-// Nothing known of a drafter: published ones accept 0.7 to 0.9 of first tokens. Weak, so that a few rounds decide.
-constexpr double kPriorRate = 0.7;
+// Nothing known of a drafter: published ones accept 0.7 to 0.9 of first tokens and no less of later ones. Weak, so that
+// a few rounds decide.
+constexpr double kPriorRate = 0.8;
 constexpr double kPriorRounds = 2;
 constexpr double kCalibratedRounds = 20; // rounds that a rate measured by `dspark calibrate` counts for
 constexpr double kBandDecay = 0.99;      // remembers about 100 rounds of all requests
@@ -119,7 +120,11 @@ SurvivalEstimator::Band& SurvivalEstimator::band_of(const SurvivalKey& key) {
 }
 
 // Each slot leans on its prior, a slot that was hardly ever reached on the one before it.
-void SurvivalEstimator::expect_band(const Band& band, std::span<double> rates) const {
+void SurvivalEstimator::expect_band(Band& band, std::span<double> rates) const {
+    if (!band.expected.empty()) {
+        std::ranges::copy(band.expected, rates.begin());
+        return;
+    }
     const bool is_calibrated = band.calibration != nullptr && !band.calibration->acceptance.empty();
     for (size_t k = 0; k < rates.size(); ++k) {
         const double prior = is_calibrated ? band.calibration->acceptance[k] : k == 0 ? kPriorRate : rates[k - 1];
@@ -129,6 +134,7 @@ void SurvivalEstimator::expect_band(const Band& band, std::span<double> rates) c
                                             : kTiedRounds;
         rates[k] = (rate.n_accepted + weight * prior) / (rate.n_tried + weight);
     }
+    band.expected.assign(rates.begin(), rates.end());
 }
 
 void SurvivalEstimator::expect(const SurvivalKey& key, std::span<double> rates) {
@@ -202,6 +208,7 @@ void SurvivalEstimator::fade(uint64_t request_id) {
 void SurvivalEstimator::observe(const SurvivalKey& key, std::span<const float> logits, int32_t prefix_len,
                                 int32_t n_accepted) {
     Band& band = band_of(key);
+    band.expected.clear();
     RequestState& request = requests_[key.request_id];
     request.rates.resize(block_size_);
     const auto count = [&](size_t k, double weight, double accepted) {

@@ -66,6 +66,7 @@ class SurvivalEstimator {
     struct Band { // one rule and temperature range
         const CalibrationEntry* calibration = nullptr;
         std::vector<Rate> rates;
+        std::vector<double> expected; // from these; empty: to be found anew
         Correction correction;
     };
     struct RequestState {
@@ -77,7 +78,7 @@ class SurvivalEstimator {
     [[nodiscard]] const CalibrationEntry* nearest_entry(const SurvivalKey& key) const;
     void map_survivals(const Band& band, std::span<double> rates) const;
     [[nodiscard]] double scaled_logit(const Band& band, std::span<const float> logits, size_t slot) const;
-    void expect_band(const Band& band, std::span<double> rates) const;
+    void expect_band(Band& band, std::span<double> rates) const;
 
     size_t block_size_;
     std::vector<CalibrationEntry> calibration_;

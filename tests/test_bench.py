@@ -157,11 +157,13 @@ def test_cliffs_and_costs_between_sizes() -> None:
 
 
 def test_best_length_stops_before_a_cliff_and_is_off_without_gain() -> None:
-    costs = {"verify": [(1, 10.0), (4, 12.0), (5, 40.0), (8, 44.0)], "draft": [(1, 2.0)], "prefill": []}
+    costs = {"verify": [(1, 10.0), (4, 12.0), (5, 40.0), (8, 44.0)], "draft": [(1, 2.0)], "prefill": [], "plain": []}
     high, low = best_lengths(costs, 7, [1], [0.7, 0.05])
     # By hand: 1 + 0.7 + 0.49 + 0.343 tokens for 2 + 12 ms, against one for 10.
     assert (high.length, high.ratio) == (3, pytest.approx(2.533 * 10 / 14))
     assert (low.length, low.ratio) == (0, 1.0)
+    [against_repeats] = best_lengths(costs | {"plain": [(1, 8.0)]}, 7, [1], [0.7])
+    assert against_repeats.ratio == pytest.approx(2.533 * 8 / 14)
 
 
 @pytest.fixture(scope="module")

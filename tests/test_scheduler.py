@@ -63,7 +63,7 @@ def test_plain_decoding_is_priced_as_passes_of_one_shape() -> None:
     given = curves(Setting("linear", 0.9, draft_share=0.1)) | {"verify": [(n, 20.0 + n) for n in range(1, 9)]}
     request = [{"id": 1}]
     assert _scheduling.Scheduler(costs=given, block_size=BLOCK).select(request) == ["draft"]
-    cheap = given | {"plain": [(1, 8.0)]}
+    cheap = given | {"plain": [(1, 5.0)]}
     assert _scheduling.Scheduler(costs=cheap, block_size=BLOCK).select(request) == ["parked"]
 
 
@@ -179,7 +179,7 @@ def test_prefill_rows_in_the_step_make_rows_dearer_or_cheaper_as_measured() -> N
     """64 prompt rows fill a tile of 64: one more row is another tile, and nobody drafts."""
     given = {
         "verify": [(n, 10.0) for n in range(1, 9)],
-        "prefill": [(1, 10.0), (65, 100.0), (66, 400.0), (72, 400.0)],
+        "prefill": [(1, 10.0), (65, 100.0), (66, 800.0), (72, 800.0)],
         "draft": [(1, 1.0)],
         "inject": [],
         "verify_ms_per_row_cell": 0.0,

@@ -51,12 +51,12 @@ def test_expectations_follow_a_text_that_changes() -> None:
 def test_a_new_request_begins_where_the_others_are_and_has_its_own_rates() -> None:
     estimator = _survival.SurvivalEstimator(BLOCK)
     run(estimator, np.full(BLOCK, 0.3), 300)
-    assert estimator.expect(key(2))[0] < 0.45  # the band's, not the prior's 0.7
+    assert estimator.expect(key(2))[0] < 0.45  # the band's, not the prior's 0.8
     for step in range(40):
         run(estimator, np.full(BLOCK, 0.95), 1, seed=step, request=2)
         run(estimator, np.full(BLOCK, 0.3), 1, seed=step, request=1)
     assert estimator.expect(key(2))[0] > estimator.expect(key(1))[0] + 0.2
-    assert estimator.expect(key(3, "exact"))[0] == pytest.approx(0.7)  # another rule: nothing known
+    assert estimator.expect(key(3, "exact"))[0] == pytest.approx(0.8)  # another rule: nothing known
 
 
 def test_slots_never_reached_lean_on_the_slot_before() -> None:
@@ -142,7 +142,7 @@ def test_what_a_parked_request_showed_fades_towards_what_others_show() -> None:
 
 def test_a_calibration_that_contradicts_what_is_seen_counts_little_after_three_rounds() -> None:
     """A drafter of other weights under the calibration of a good one."""
-    entry = ("block", 1.0, [], [0.9] * BLOCK)
+    entry = ("block", 1.0, [], [0.9] * BLOCK, [], [])
     useless = _survival.SurvivalEstimator(BLOCK, [entry])
     for _ in range(3):
         useless.observe(key(1), [], BLOCK, 0)

@@ -68,13 +68,14 @@ def best_lengths(
 
     Notes
     -----
-    Throughput of R streams at length l: R (1 + p + ... + p^l) / (T_draft(R) + T_verify(R (1 + l))).
+    Throughput of R streams at length l: R (1 + p + ... + p^l) / (T_draft(R) + T_verify(R (1 + l))), of plain decoding
+    R / T_plain(R).
     """
     return [_best_length(costs, block_size, streams, rate) for streams in n_streams for rate in rates]
 
 
 def _best_length(costs: CostCurves, block_size: int, n_streams: int, rate: float) -> BestLength:
-    plain_ms = cost_at(costs["verify"], n_streams)
+    plain_ms = cost_at(costs["plain"] or costs["verify"], n_streams)
     draft_ms = cost_at(costs["draft"], n_streams)
     best = BestLength(n_streams, rate, 0, 1.0, 1.0)
     for length in range(1, block_size + 1):
@@ -88,16 +89,16 @@ def _best_length(costs: CostCurves, block_size: int, n_streams: int, rate: float
 def cost_table(costs: CostCurves) -> Table:
     """Show T_verify by rows, cliffs marked, with T_draft by blocks beside it."""
     table = Table(title="Measured costs (milliseconds)", title_justify="left", title_style="bold", box=SIMPLE)
-    for heading in ("size", "verify", "per row", "to one row", "prefill", "draft (blocks)", ""):
+    for heading in ("size", "verify", "per row", "to one row", "plain", "prefill", "draft (blocks)", ""):
         table.add_column(heading, justify="right")
     points, cliffs = costs["verify"], cliff_sizes(costs["verify"])
-    prefill, draft = dict(costs["prefill"]), dict(costs["draft"])
-    for size in sorted({size for size, _ in points} | prefill.keys() | draft.keys()):
+    others = [dict(costs["plain"]), dict(costs["prefill"]), dict(costs["draft"])]
+    for size in sorted({size for size, _ in points}.union(*others)):
         ms = dict(points).get(size)
         verify = ("", "", "") if ms is None else (f"{ms:.2f}", f"{ms / size:.2f}", f"{ms / points[0][1]:.2f}x")
-        others = (f"{curve[size]:.2f}" if size in curve else "" for curve in (prefill, draft))
+        cells = (f"{curve[size]:.2f}" if size in curve else "" for curve in others)
         is_cliff = size in cliffs
-        table.add_row(str(size), *verify, *others, "cliff" if is_cliff else "", style="yellow" if is_cliff else None)
+        table.add_row(str(size), *verify, *cells, "cliff" if is_cliff else "", style="yellow" if is_cliff else None)
     return table
 
 
@@ -123,6 +124,8 @@ def draw_costs(costs: CostCurves, lengths: Sequence[BestLength], folder: Path) -
         left.plot(
             *zip(*costs["draft"], strict=True), marker="s", markersize=3.5, color="#2e6f95", label="draft: blocks"
         )
+        if costs["plain"]:
+            left.plot(*zip(*costs["plain"], strict=True), color="#e9a23b", label="plain: one row a request")
         for i, size in enumerate(cliff_sizes(costs["verify"])):
             label = "cliff" if i == 0 else None
             left.axvline(size, color="#d1495b", linewidth=1.0, linestyle="--", label=label, zorder=1)
