@@ -44,8 +44,8 @@ inline bool is_below_infinity(const float* x, size_t n) {
     return n_bad == 0;
 }
 
-// The maxima of groups of kMaxGroup neighbours, the last one shorter. False when x holds NaN or +inf, or may: the sum of
-// four logits is then one of these, or overflows.
+// The maxima of groups of kMaxGroup neighbours, the last one shorter. False when x holds NaN or +inf, or may: the sum
+// of four logits is then one of these, or overflows.
 inline constexpr size_t kMaxGroup = 4 * kLanes;
 inline bool max_groups(const float* x, size_t n, float* maxima) {
     constexpr float kInf = std::numeric_limits<float>::infinity();

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -22,7 +23,8 @@ __all__ = ["calibrate_command"]
 _DEMO = Path(__file__).parent / "demo"
 _CONFIG = CalibrateConfig()
 _N_PARALLEL = 8
-_DEMO_TOKENS = 80_000  # a few minutes: the error that a finite sample shows by itself falls to 1.3 %
+_DEMO_TOKENS = 120_000  # minutes: the error that a finite sample shows by itself falls to 1 %
+_FILE_WIDTH = 120  # where the output is no terminal
 
 
 def calibrate_command(
@@ -112,7 +114,7 @@ def _context_size(
 def _run(
     engine: _core.Engine, block_size: int, halves: tuple[list[Prompt], list[Prompt]], config: CalibrateConfig
 ) -> list[CaseResult]:
-    console, cases = Console(highlight=False), []
+    console, cases = Console(highlight=False, width=None if sys.stdout.isatty() else _FILE_WIDTH), []
     n_cases = sum(len(config.rules) if temperature > 0 else 1 for temperature in config.temperatures)
     with Progress(console=console, transient=True) as bar:
         task = bar.add_task("generating", total=n_cases * config.n_tokens)
