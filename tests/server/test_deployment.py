@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import ssl
 import subprocess
 import threading
 import time
@@ -28,14 +29,15 @@ def test_https(tmp_path: Path) -> None:
     arguments = ("--demo", "--no-store", "--tls-certificate", str(certificate), "--tls-key", str(key))
     with run_server(tmp_path, *arguments) as server:
         assert server.url.startswith("https://")
-        with httpx.Client(base_url=server.url, verify=str(certificate), timeout=60) as client:
+        trusted = ssl.create_default_context(cafile=str(certificate))
+        with httpx.Client(base_url=server.url, verify=trusted, timeout=60) as client:
             assert client.post("/api/generate", json=GENERATE).json()["eval_count"] == 8
         with pytest.raises(httpx.ConnectError, match=r"(?i)certificate"):
             httpx.get(server.url)
         with pytest.raises(httpx.RemoteProtocolError):
             httpx.get(server.url.replace("https", "http"))
         ollama = pytest.importorskip("ollama")
-        assert ollama.Client(host=server.url, verify=str(certificate)).generate("demo", QUESTION).done
+        assert ollama.Client(host=server.url, verify=trusted).generate("demo", QUESTION).done
 
 
 def test_key_from_a_file_and_logs_in_json(tmp_path: Path) -> None:
