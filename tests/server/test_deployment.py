@@ -13,7 +13,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import copy_field
+from conftest import rewrite
 
 from .conftest import QUESTION, run_server
 
@@ -96,24 +96,9 @@ def test_clients_that_dawdle_are_hung_up_on(server) -> None:
 
 
 def test_text_is_filled_in_where_the_model_can(tmp_path: Path, demo_target: Path) -> None:
-    gguf = pytest.importorskip("gguf")
-    reader, path = gguf.GGUFReader(demo_target), tmp_path / "fim.gguf"
-    writer = gguf.GGUFWriter(path, arch="qwen3")
-    for field in reader.fields.values():
-        if field.name != "general.file_type":
-            copy_field(gguf, writer, field)
     marks = dict(zip(("pre", "suf", "mid"), (100, 101, 102), strict=True))  # any tokens will do
-    for name, token in marks.items():
-        writer.add_uint32(f"tokenizer.ggml.fim_{name}_token_id", token)
-    for tensor in reader.tensors:
-        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
-    for write in (
-        writer.write_header_to_file,
-        writer.write_kv_data_to_file,
-        writer.write_tensors_to_file,
-        writer.close,
-    ):
-        write()
+    keys = {f"tokenizer.ggml.fim_{name}_token_id": token for name, token in marks.items()}
+    path = rewrite(demo_target, tmp_path / "fim.gguf", keys)
     from dspark_cpp import _core
 
     model = _core.Model.load_target(str(path))
