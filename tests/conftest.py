@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -161,3 +161,24 @@ def copy_field(gguf: Any, writer: Any, field: Any) -> None:
     kind = field.types[0]
     element = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
     writer.add_key_value(field.name, field.contents(), kind, element)
+
+
+def rewrite(source: Path, destination: Path, changes: Mapping[str, int], **options: int) -> Path:
+    """Write a GGUF file again with some integers changed or added; `options` of the writer may split it."""
+    gguf = pytest.importorskip("gguf")
+    reader = gguf.GGUFReader(source)
+    writer = gguf.GGUFWriter(destination, arch=reader.fields["general.architecture"].contents(), **options)
+    for field in reader.fields.values():
+        if field.name == "general.file_type":
+            writer.add_file_type(field.contents())
+        elif field.name not in changes:
+            copy_field(gguf, writer, field)
+    for name, value in changes.items():
+        writer.add_uint32(name, value)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return destination

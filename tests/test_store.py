@@ -12,9 +12,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import gguf
 import pytest
-from conftest import copy_field
+from conftest import rewrite
 from dspark_cpp.errors import (
     BlobError,
     ModelLoadError,
@@ -23,7 +22,6 @@ from dspark_cpp.errors import (
     StoreError,
 )
 from dspark_cpp.store import Manifest, ModelName, Store, checked_digest
-from dspark_cpp.store.parts import in_order
 
 TESTS = Path(__file__).parent
 EVIL_NAMES = [
@@ -370,54 +368,3 @@ def test_kill_at_every_file_operation_leaves_the_store_whole(
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
     assert int(done.stdout) > 50  # opens, renames, locks: fewer would mean that they are no longer seen
-
-
-def rewrite(source: Path, destination: Path, changes: dict[str, int], **options: int) -> Path:
-    """Write a GGUF file again with some integers changed, perhaps in several parts."""
-    reader = gguf.GGUFReader(source)
-    writer = gguf.GGUFWriter(destination, arch=reader.fields["general.architecture"].contents(), **options)
-    for field in reader.fields.values():
-        if field.name in changes:
-            writer.add_uint32(field.name, changes[field.name])
-        elif field.name == "general.file_type":
-            writer.add_file_type(field.contents())
-        else:
-            copy_field(gguf, writer, field)
-    for tensor in reader.tensors:
-        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return destination
-
-
-def test_split_target_is_found_as_a_whole(store: Store, tmp_path: Path, demo_target: Path) -> None:
-    pytest.importorskip("dspark_cpp._core")
-    from dspark_cpp import LLM, SamplingParams
-
-    rewrite(demo_target, tmp_path / "big.gguf", {}, split_max_tensors=30)
-    parts = sorted(tmp_path.glob("big-*.gguf"))
-    assert len(parts) > 1
-    in_place = store.create("in-place", target=parts[0])
-    assert len(in_place.target) == len(parts)
-    made = store.create("blobs", files={part.name: keep(store, part) for part in reversed(parts)})
-    assert made.details.parameter_size == "8.40M"
-    for part in parts:
-        part.rename(part.with_name(f"gone-{part.name}"))
-    store.check(made)
-    with LLM(made.target_path, n_ctx=64, n_threads=1) as llm:
-        [answer] = llm.generate(["The moon"], SamplingParams(max_tokens=2, temperature=0))
-    assert answer.text
-    with pytest.raises(BlobError, match="No such file"):
-        store.check(in_place)
-    store.delete("blobs")
-    store.collect()
-    assert list((store.root / "links").iterdir()) == []
-
-
-def test_parts_must_be_complete() -> None:
-    assert in_order(["m-00002-of-00002.gguf", "m-00001-of-00002.gguf"])[0] == "m-00001-of-00002.gguf"
-    for names in (["m-00001-of-00002.gguf"], ["m-00001-of-00002.gguf", "m-00003-of-00002.gguf"], []):
-        with pytest.raises(ValueError, match="all parts of one split model"):
-            in_order(names)

@@ -74,7 +74,7 @@ def _wait_for_url(process: subprocess.Popen[str], log: Path) -> str:
     import time
 
     for _ in range(600):
-        if found := re.search(r"listening on (http\S+)", log.read_text()):
+        if found := re.search(r"listening on (https?://[\w.:\[\]-]+)", log.read_text()):
             return found[1]
         if process.poll() is not None:
             break

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import signal
+import subprocess
+import sys
 import time
 
 import httpx
@@ -47,6 +51,16 @@ def test_bombs_end_and_leave_the_sandbox_usable(bomb):
     begin = time.monotonic()
     ask(bomb)
     assert time.monotonic() - begin < 15
+
+
+def test_a_worker_whose_server_is_gone_ends_by_itself():
+    """Killed with -9, a server ends nobody: the system does, after a second of computing here."""
+    request = {"work": "plan", "argument": REQUEST | {"template": TIME_BOMB}}
+    command = [sys.executable, "-m", "dspark_cpp.server.template_worker", "1"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as worker:
+        worker.stdin.write(json.dumps(request).encode() + b"\n")
+        worker.stdin.flush()
+        assert worker.wait(timeout=60) == -signal.SIGXCPU
 
 
 @pytest.mark.parametrize("template", ["{{ unclosed", "{% include '/etc/passwd' %}", "{{ raise_exception('no') }}"])

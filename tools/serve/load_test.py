@@ -1,6 +1,6 @@
 """Load test of a running server: many clients, each doing what clients do, politely and otherwise.
 
-    dspark serve --demo --n-parallel 8 --max-memory 0.3 --model T.gguf --draft D.gguf --name other &
+    dspark serve --demo --n-parallel 8 --max-memory 0.145 --model T.gguf --draft D.gguf --name other &
     python tools/serve/load_test.py --models demo other --clients 64 --minutes 10 --pid $!
 
 First every question is asked alone; then the clients ask, leave in the middle, send nonsense, embed and switch models

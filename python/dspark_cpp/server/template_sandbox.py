@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import os
 import sys
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from dspark_cpp.server.problems import BadRequestError
 __all__ = ["TemplateSandbox"]
 
 _ANSWER_SECONDS = 10.0
+_SPARE_SECONDS = 5  # of computing, before the system ends a worker whose server was killed
 _MAX_ANSWER_BYTES = 64 * 2**20
 _KEPT_ENVIRONMENT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "HOME", "LANG", "SYSTEMROOT")
 
@@ -74,7 +76,7 @@ class TemplateSandbox:
 
     async def _exchange(self, line: bytes) -> dict[str, Any]:
         if self._process is None or self._process.returncode is not None:
-            self._process = await _start()
+            self._process = await _start(math.ceil(self._answer_seconds) + _SPARE_SECONDS)
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(line)
@@ -83,12 +85,13 @@ class TemplateSandbox:
         return answer
 
 
-async def _start() -> asyncio.subprocess.Process:
+async def _start(cpu_seconds: int) -> asyncio.subprocess.Process:
     environment = {name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ}
     return await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
         "dspark_cpp.server.template_worker",
+        str(cpu_seconds),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,

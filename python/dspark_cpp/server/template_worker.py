@@ -1,8 +1,8 @@
-"""A process of its own for chat templates and JSON schemas: run as `python -m dspark_cpp.server.template_worker`.
+"""A process of its own for chat templates and JSON schemas: `python -m dspark_cpp.server.template_worker SECONDS`.
 
 A template comes with a model's file and is a program: it may loop for hours or fill the memory. Here it can do so
-without the server: the parent ends this process after a time, the memory is limited, the environment is bare. One JSON
-value per line comes in, one goes out.
+without the server: the parent ends this process after a time, and should the parent be gone, the system does after
+SECONDS of computing; the memory is limited, the environment is bare. One JSON value per line comes in, one goes out.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ def main() -> None:
     """Answer until the input ends."""
     _limit_memory()
     for line in sys.stdin.buffer:
+        _limit_time(int(sys.argv[1]))
         sys.stdout.buffer.write(json.dumps(_answer(line)).encode() + b"\n")
         sys.stdout.buffer.flush()
 
@@ -43,6 +44,16 @@ def _limit_memory() -> None:
         n_pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
         limit = n_pages * resource.getpagesize() + _MEMORY_BYTES
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def _limit_time(seconds: int) -> None:
+    """Allow this much more than was used already."""
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        _, most = resource.getrlimit(resource.RLIMIT_CPU)
+        resource.setrlimit(resource.RLIMIT_CPU, (int(usage.ru_utime + usage.ru_stime) + seconds, most))
 
 
 if __name__ == "__main__":

@@ -189,7 +189,8 @@ function endAnswer(answer, question) {
   state.controller = null;
   answer.element.classList.remove("waiting");
   const { final, meter } = answer;
-  const speed = final?.eval_duration ? (final.eval_count * 1e9) / final.eval_duration : meter.speed;
+  // The first token comes out of the prompt: the time after it is that of the others.
+  const speed = final?.eval_count > 1 ? ((final.eval_count - 1) * 1e9) / final.eval_duration : meter.speed;
   if (final && !answer.usesDrafts && speed) keepPlainSpeed(answer.model, speed);
   draw(answer);
   showFinal(speed, meter, final?.dspark ?? null);
