@@ -157,6 +157,7 @@ class Engine {
     void keep_context(const Lane& lane, int32_t n_rows);
     void inject();
     void shift_full();
+    void shift(Request& request);
     void finish(Request& request, FinishReason reason, const std::string& error = {});
     [[nodiscard]] int32_t reusable(const Request& request, int32_t sequence, std::span<const int32_t> tokens) const;
     [[nodiscard]] bool can_share() const { return target_->can_share() && (!drafter_ || drafter_->can_share()); }

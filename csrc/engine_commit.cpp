@@ -255,20 +255,28 @@ void Engine::inject() {
     step_.inject_ms += milliseconds_since(begin);
 }
 
-// The older half of what a full context need not keep goes, in both caches.
 void Engine::shift_full() {
     for (const auto& request : running_) {
         if (request->phase != Phase::decode || static_cast<int32_t>(request->tokens.size()) < options_.n_ctx) {
             continue;
         }
-        const int32_t n_kept = request->n_kept(options_.n_ctx);
-        const int32_t n = std::max(1, (options_.n_ctx - n_kept) / 2);
-        target_->shift(request->sequence, n_kept, n);
-        if (drafter_ && keeps_context(*request)) {
-            drafter_->shift(request->sequence, n_kept, n);
+        try {
+            shift(*request);
+        } catch (const std::exception& error) {
+            finish(*request, FinishReason::error, error.what());
         }
-        request->discard(n_kept, n);
     }
+}
+
+// The older half of what a full context need not keep goes, in both caches.
+void Engine::shift(Request& request) {
+    const int32_t n_kept = request.n_kept(options_.n_ctx);
+    const int32_t n = std::max(1, (options_.n_ctx - n_kept) / 2);
+    target_->shift(request.sequence, n_kept, n);
+    if (drafter_ && keeps_context(request)) {
+        drafter_->shift(request.sequence, n_kept, n);
+    }
+    request.discard(n_kept, n);
 }
 
 } // namespace dspark

@@ -16,8 +16,8 @@ RECURRENT = (True, True, False, True, True, False)  # per layer
 Add = Callable[..., None]
 
 
-def write_hybrid_target(path: Path, architecture: str, seed: int = 0) -> Path:
-    """Write a target of one of the architectures in `LAYERS`."""
+def write_hybrid_target(path: Path, architecture: str, seed: int = 0, window: int = 0) -> Path:
+    """Write a target of one of the architectures in `LAYERS`; `window`: of its attention layers, lfm2 only."""
     writer = gguf.GGUFWriter(path, arch=architecture)
     random = np.random.default_rng(seed)
 
@@ -33,6 +33,8 @@ def write_hybrid_target(path: Path, architecture: str, seed: int = 0) -> Path:
     writer.add_head_count(N_HEADS)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(N_VOCAB)
+    if window:
+        writer.add_sliding_window(window)
     add("token_embd.weight", N_VOCAB, WIDTH, std=1.0)
     # As peaked as a language model's, so that the best token lies clear of the second; tied to the embedding it would
     # only repeat itself.

@@ -168,13 +168,14 @@ def run_large(target: _core.Model, drafter: _core.Model, prompts: list[list[int]
     return list(events.values())
 
 
-def test_shared_cells_stay_for_the_others(one_layer: tuple[_core.Model, _core.Model]) -> None:
+@pytest.mark.parametrize("cache", [{}, {"kv_type": "f16", "flash_attention": True}], ids=["f32", "f16"])
+def test_shared_cells_stay_for_the_others(one_layer: tuple[_core.Model, _core.Model], cache: dict[str, Any]) -> None:
     """Prompts that share their cells: one shifts, and neither it nor the others notice."""
     target, drafter = one_layer
     start = list(range(100, 150))
     asked = [[*start, 7], [*start, 8], [*start, 9]]
-    alone = [run(exact_engine(target, n_ctx=N_CTX), [prompt], shifting())[0] for prompt in asked]
-    engine = exact_engine(target, drafter, n_ctx=N_CTX, n_parallel=3, policy="full", prefix_reuse=True)
+    alone = [run(exact_engine(target, n_ctx=N_CTX, **cache), [prompt], shifting())[0] for prompt in asked]
+    engine = exact_engine(target, drafter, n_ctx=N_CTX, n_parallel=3, policy="full", prefix_reuse=True, **cache)
     requests: dict[int, list[_core.Event]] = {}
     for prompt in asked:
         requests[engine.submit(prompt, shifting())] = []

@@ -45,10 +45,11 @@ class Hybrid:
         assert count_complete(self.plain, answers, MARGIN) >= 0.8
 
 
-@pytest.fixture(scope="module", params=["lfm2", "nemotron_h", "qwen35"])
+@pytest.fixture(scope="module", params=["lfm2", "lfm2 with a window", "nemotron_h", "qwen35"])
 def hybrid(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Hybrid:
     folder = tmp_path_factory.mktemp(request.param)
-    path = write_hybrid_target(folder / "target.gguf", request.param)
+    architecture, _, has_window = request.param.partition(" ")
+    path = write_hybrid_target(folder / "target.gguf", architecture, window=16 if has_window else 0)
     write_random_drafter(folder / "drafter.gguf", path, "f16", block_size=BLOCK)
     target = _core.Model.load_target(str(path))
     drafter = _core.Model.load_drafter(str(folder / "drafter.gguf"), target)

@@ -186,6 +186,19 @@ void test_cancel_after_a_shift() {
     CHECK(bench.answers[second].tokens == fresh.answers[1].tokens);
 }
 
+// A shift that fails ends its own request alone.
+void test_failed_shift_is_one_requests_error() {
+    Bench bench = make_bench(32, true);
+    const uint64_t first = bench.submit({1, 2, 3, 4, 5, 6, 1, 2}, shifting(0, 0));
+    const uint64_t second = bench.submit({1, 2}, shifting(0, 0));
+    bench.target->fail_next_shift = true;
+    bench.run();
+    CHECK(bench.answers[first].reason == FinishReason::error);
+    CHECK(bench.answers[first].error == "cannot shift cells: made to fail");
+    CHECK(bench.answers[second].reason == FinishReason::length);
+    CHECK(bench.answers[second].tokens.size() == 300);
+}
+
 void test_refused_where_cells_cannot_move() {
     auto target = std::make_unique<toy::Target>();
     target->can_shift_cells = false;
@@ -221,6 +234,7 @@ int main() {
     test_without_the_option_the_context_is_full();
     test_shifted_rows_are_not_reused();
     test_cancel_after_a_shift();
+    test_failed_shift_is_one_requests_error();
     test_refused_where_cells_cannot_move();
     test_waiting_features_move();
     return check_summary();

@@ -93,6 +93,10 @@ class Target final : public dspark::Target {
     [[nodiscard]] bool can_shift() const override { return can_shift_cells; }
 
     void shift(int32_t sequence, int32_t begin, int32_t n) override {
+        if (fail_next_shift) {
+            fail_next_shift = false;
+            throw dspark::DecodeError("cannot shift cells: made to fail");
+        }
         std::vector<int32_t>& cells = cells_[sequence];
         if (begin + n > static_cast<int32_t>(cells.size())) {
             throw std::logic_error("forgotten cells must be in the cache");
@@ -106,6 +110,7 @@ class Target final : public dspark::Target {
     int32_t poisoned_token = -1; // NaN logits after this token
     int32_t n_rows_last = 0;
     bool can_shift_cells = true;
+    bool fail_next_shift = false;
 
   private:
     float end_logit_;
