@@ -302,3 +302,18 @@ def test_num_ctx_makes_room_for_itself(tmp_path):
         assert client.get("/api/ps").json()["models"][0]["context_length"] == 512  # a smaller one fits
         client.post("/api/generate", json=GENERATE | {"options": {"num_predict": 2, "num_ctx": 10**6}})
         assert client.get("/api/ps").json()["models"][0]["context_length"] == 2048  # what it was trained for
+
+
+def test_generation_goes_on_when_the_context_is_full(tmp_path):
+    with run_server(tmp_path, "--demo", "--no-store", "--n-ctx", "128") as server, server.client() as client:
+        options = {"num_predict": 300, "temperature": 0}
+        body = {"model": "demo", "prompt": "1, 2, 3, 4,", "raw": True, "stream": False, "options": options}
+        went_on = client.post("/api/generate", json=body).json()
+        ended = client.post("/api/generate", json=body | {"shift": False}).json()
+        small = client.post("/api/generate", json=body | {"options": options | {"num_ctx": 64}}).json()
+        keeping = client.post("/api/generate", json=body | {"options": options | {"num_keep": -5}}).json()
+    assert (went_on["done_reason"], went_on["eval_count"]) == ("length", 300)
+    assert (ended["done_reason"], ended["eval_count"]) == ("length", 128 - ended["prompt_eval_count"])
+    assert small["eval_count"] == 64 - small["prompt_eval_count"]
+    assert keeping["eval_count"] == 300
+    assert went_on["response"].startswith(ended["response"])

@@ -131,6 +131,7 @@ def generation_of(
         "n_ctx": options.n_ctx,
         "n_keep": options.n_keep,
         "truncates": call.body.flag("truncate", True),
+        "shifts": call.body.flag("shift", True),
     }
     if call.is_chat:
         messages = _with_system([*opening, *_messages(call)], system)

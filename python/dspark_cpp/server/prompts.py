@@ -20,6 +20,7 @@ from dspark_cpp.server.requests import ChatRequest, GenerationRequest
 
 __all__ = ["Job", "checked_tokens", "prepare"]
 
+_MOST_CONTEXTS = 10  # as in Ollama: an answer that goes on past the context ends at ten times its length
 _FIM = {"pre": ("fim_pre", "prefix"), "suf": ("fim_suf", "suffix"), "mid": ("fim_mid", "middle")}
 
 
@@ -64,8 +65,12 @@ async def prepare(model: LoadedModel, request: GenerationRequest) -> Job:
     if n_room < 1:
         text = f"prompt must leave room for one token in the context of {limit} tokens, got {len(job.prompt)} tokens"
         raise BadRequestError(text, code="context_length_exceeded", param="messages" if request.chat else "prompt")
-    n_tokens = n_room if request.max_tokens is None else min(request.max_tokens, n_room)
-    return replace(job, params=replace(job.params, max_tokens=n_tokens))
+    # A grammar's text has lost its point with its beginning; a context below the engine's has nobody to shift it.
+    can_go_on = request.shifts and job.grammar is None and limit == model.llm.n_ctx and model.llm.can_shift
+    most = _MOST_CONTEXTS * limit if can_go_on else n_room
+    n_tokens = most if request.max_tokens is None else min(request.max_tokens, most)
+    n_keep = max(request.n_keep, -1)
+    return replace(job, params=replace(job.params, max_tokens=n_tokens, context_shift=can_go_on, n_keep=n_keep))
 
 
 # ---- conversations ----

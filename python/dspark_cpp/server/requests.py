@@ -49,6 +49,8 @@ class GenerationRequest:
         Options; `max_tokens` None is up to the context's end.
     truncates
         Make a prompt that is too long fit, by leaving out its oldest part, instead of refusing it.
+    shifts
+        Go on when the context is full, where the model can forget its older half, but for the first `n_keep` tokens.
     """
 
     params: SamplingParams
@@ -62,6 +64,7 @@ class GenerationRequest:
     n_ctx: int | None = None
     n_keep: int = 4
     truncates: bool = False
+    shifts: bool = False
 
 
 @dataclass(frozen=True, slots=True)
