@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "python/dspark_cpp/demo"
 DATA = ROOT / "tests/data/demo_pair"
 _N_WARM_UP = 16
+_FILE_WIDTH = 120  # where the output is no terminal
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,7 @@ class Way:
 def write_corpus(path: Path, target: _core.Model, options: argparse.Namespace) -> None:
     """Let the target answer the calibration prompts, plainly."""
     questions = json.loads((DEMO / "calibration_prompts.json").read_text(encoding="utf-8"))
-    texts = [text for domain in questions.values() for text in domain[:60]]
+    texts = [text for domain in questions.values() for text in domain]
     params = SamplingParams(temperature=1.0, seed=0, max_tokens=192)
     with LLM(target, n_ctx=1024, n_parallel=8, n_threads=options.threads) as llm:
         prompts = [llm.tokenize(_core_prompt(text)) for text in texts]
@@ -209,7 +211,7 @@ def main() -> None:
             ways = demo_ways(target, Path(folder), options)
             prompts = [target.tokenize(text) for text in read_prompts(options.n_prompts)]
         measure(target, ways, prompts, options)
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else _FILE_WIDTH)
     for temperature in options.temperatures:
         console.print(as_table(ways, temperature, has_text=options.shape is None))
 
