@@ -45,9 +45,10 @@ def measure(llm: LLM, texts: list[str], params: list[SamplingParams]) -> tuple[f
 
 @pytest.fixture(scope="module")
 def pair(f32_target: Path, f32_drafter: Path) -> Any:
+    # The 64 largest U of each slot, as the reference: the graph form knows no others.
     with LLM(
-        f32_target, f32_drafter, n_ctx=768, n_parallel=4, kv_type="f32", n_candidates=64, policy="full"
-    ) as llm:  # 64 as the reference
+        f32_target, f32_drafter, n_ctx=768, n_parallel=4, kv_type="f32", head="graph", n_candidates=64, policy="full"
+    ) as llm:
         yield llm
 
 
@@ -72,3 +73,14 @@ def test_accepted_length_when_greedy_equals_reference(pair: LLM, domain: str) ->
     ratio, _ = measure(pair, texts, [SamplingParams(max_tokens=max_tokens, temperature=0.0)] * len(texts))
     print(f"{domain} greedy: {ratio:.3f}, reference {reference['accepted_length']:.3f}")
     assert ratio == pytest.approx(reference["accepted_length"], rel=0.02)
+
+
+def test_default_candidates_lose_nothing_to_the_full_vocabulary(f32_target: Path, f32_drafter: Path) -> None:
+    params = SamplingParams(max_tokens=96, temperature=0.0)
+    texts = [text for domain in DOMAINS for text in load_prompts(domain)[0]]
+    lengths = []
+    for head in ("full", "candidates"):
+        with LLM(f32_target, f32_drafter, n_ctx=768, n_parallel=4, kv_type="f32", head=head, policy="full") as llm:
+            lengths.append(measure(llm, texts, [params] * len(texts))[0])
+    print(f"full vocabulary {lengths[0]:.4f}, candidates {lengths[1]:.4f}")
+    assert lengths[1] > 0.995 * lengths[0]

@@ -438,7 +438,7 @@ ENGINE: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"policy": "threshold:2"}, ValueError, "policy must be .* got .threshold:2."),
     ({"policy": ""}, ValueError, "policy must be .* got .."),
     ({"objective": "speed"}, ValueError, "objective must be throughput or latency, got speed"),
-    ({"calibration": [("exact", 0.0, [1.0], [])]}, ValueError, "calibration sts must hold block_size"),
+    ({"calibration": [("exact", 0.0, [1.0], [], [], [])]}, ValueError, "calibration sts must hold block_size"),
     ({"draft_window": 0}, ValueError, "draft_window must be at least 1, got 0"),
     ({"max_queue": 0}, ValueError, "max_queue must be at least 1, got 0"),
     ({"draft": 3}, TypeError, "incompatible constructor arguments"),

@@ -233,8 +233,9 @@ def run_script(script: str, *arguments: object, **options) -> subprocess.Popen[s
 
 
 INTERRUPTED = """
-import sys, time
+import signal, sys, time
 from dspark_cpp import LLM, SamplingParams
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell runs in the background
 llm = LLM(sys.argv[1], sys.argv[2], n_ctx=4096, n_threads=1)
 endless = SamplingParams(temperature=0, max_tokens=100000, ignore_eos=True)
 call = {"generate": lambda: llm.generate("One", endless), "stream": lambda: list(llm.stream("One", endless))}
@@ -256,7 +257,10 @@ def test_ctrl_c_ends_a_call_and_leaves_the_llm_usable(f32_target, f32_drafter, c
     assert process.stdout.readline() == "ready\n"
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
-    output, errors = process.communicate(timeout=120)
+    try:
+        output, errors = process.communicate(timeout=120)
+    finally:
+        process.kill()
     assert (output, process.returncode) == ("interrupted 3 True\n", 0), errors
 
 

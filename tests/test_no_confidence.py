@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 from dspark_cpp import LLM, SamplingParams, _core
+from pairs import read_prompts
 
+PROMPTS = read_prompts(3)  # in chat form: raw questions end at once
 POLICIES = ["off", "full", "fixed:3", "threshold:0.5", "algorithm1", "adaptive"]
 
 
@@ -19,10 +21,10 @@ def pair(demo_target: Path, no_confidence_drafter: Path) -> tuple[_core.Model, _
     return target, _core.Model.load_drafter(str(no_confidence_drafter), target)
 
 
-def test_there_is_no_confidence(pair: tuple[_core.Model, _core.Model], questions: list[str]) -> None:
+def test_there_is_no_confidence(pair: tuple[_core.Model, _core.Model]) -> None:
     assert not pair[1].drafter_info.has_confidence
     engine = _core.Engine(*pair, n_ctx=256, n_threads=1, policy="full")
-    engine.submit(pair[0].tokenize(questions[0]), _core.RequestOptions(max_tokens=16, temperature=0, trace=True))
+    engine.submit(pair[0].tokenize(PROMPTS[0]), _core.RequestOptions(max_tokens=16, temperature=0, trace=True))
     rounds = [record for _ in range(20) for event in engine.step() for record in event.rounds]
     engine.close()
     assert any(record.n_drafted == 7 for record in rounds)
@@ -30,13 +32,11 @@ def test_there_is_no_confidence(pair: tuple[_core.Model, _core.Model], questions
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_every_policy_writes_the_target_s_text(
-    policy: str, pair: tuple[_core.Model, _core.Model], questions: list[str]
-) -> None:
+def test_every_policy_writes_the_target_s_text(policy: str, pair: tuple[_core.Model, _core.Model]) -> None:
     params = SamplingParams(temperature=0, max_tokens=40)
     with LLM(*pair, n_ctx=256, n_parallel=3, n_threads=1, policy=policy) as llm:
-        answers = llm.generate(questions[:3], params)
-        alone = [llm.generate(question, params)[0] for question in questions[:3]]
+        answers = llm.generate(PROMPTS[:3], params)
+        alone = [llm.generate(question, params)[0] for question in PROMPTS[:3]]
     assert [answer.token_ids for answer in answers] == [answer.token_ids for answer in alone]
     assert {answer.finish_reason for answer in answers} <= {"stop", "length"}
     n_drafted = sum(answer.stats.n_drafted for answer in answers)
@@ -45,13 +45,13 @@ def test_every_policy_writes_the_target_s_text(
         assert sum(answer.stats.n_scheduled for answer in answers) > 0
 
 
-def test_expectations_learn_from_outcomes(pair: tuple[_core.Model, _core.Model], questions: list[str]) -> None:
+def test_expectations_learn_from_outcomes(pair: tuple[_core.Model, _core.Model]) -> None:
     """Useless drafts (all but impossible to accept at a high temperature) make algorithm 1 schedule less."""
     n_scheduled = {}
     for temperature in (0.0, 4.0):
         params = SamplingParams(temperature=temperature, max_tokens=60, seed=1, policy="threshold:0.5", ignore_eos=True)
         with LLM(*pair, n_ctx=256, n_threads=1) as llm:
-            [answer] = llm.generate(questions[0], params)
+            [answer] = llm.generate(PROMPTS[0], params)
         n_scheduled[temperature] = answer.stats.n_scheduled / max(answer.stats.n_rounds, 1)
     assert n_scheduled[4.0] < n_scheduled[0.0]
 
