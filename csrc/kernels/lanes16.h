@@ -21,6 +21,10 @@ inline Ints all_words(int value) { return _mm512_set1_epi16(static_cast<short>(v
 inline Floats all_floats(float value) { return _mm512_set1_ps(value); }
 inline Ints repeat_16(const void* p) { return _mm512_broadcast_i32x4(_mm_loadu_si128(static_cast<const __m128i*>(p))); }
 
+inline Ints repeat_32(const void* p) {
+    return _mm512_broadcast_i64x4(_mm256_loadu_si256(static_cast<const __m256i*>(p)));
+}
+
 inline Ints add_ints(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
 inline Ints sub_ints(Ints a, Ints b) { return _mm512_sub_epi32(a, b); }
 inline Ints mul_ints(Ints a, Ints b) { return _mm512_mullo_epi32(a, b); }
@@ -44,6 +48,7 @@ inline Floats fnmadd(Floats a, Floats b, Floats c) { return _mm512_fnmadd_ps(a, 
 
 inline constexpr bool kHasVnni = true;
 inline Ints dot_bytes(Ints sum, Ints w, Ints x) { return _mm512_dpbusd_epi32(sum, w, x); }
+inline Ints dot_words(Ints sum, Ints a, Ints b) { return _mm512_dpwssd_epi32(sum, a, b); }
 inline Ints dot_group(Ints sum, Ints w, const int32_t* x) {
     __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(w), "m"(*x));
     return sum;
@@ -83,6 +88,21 @@ inline Ints interleave_low(Ints a, Ints b) { return _mm512_unpacklo_epi32(a, b);
 inline Ints interleave_high(Ints a, Ints b) { return _mm512_unpackhi_epi32(a, b); }
 inline Ints interleave_low_pairs(Ints a, Ints b) { return _mm512_unpacklo_epi64(a, b); }
 inline Ints interleave_high_pairs(Ints a, Ints b) { return _mm512_unpackhi_epi64(a, b); }
+
+// The pair of bits `pair` (first 32 bytes) or `pair + 1` of every byte, as its bits 4 and 5. pair: 0 or 2.
+inline Ints two_bits(Ints v, int pair) {
+    const Ints shift = _mm512_inserti64x4(all_words(pair == 0 ? 4 : 0), _mm256_set1_epi16(2), 1);
+    return (pair == 0 ? _mm512_sllv_epi16(v, shift) : _mm512_srlv_epi16(v, shift)) & all_bytes(0x30);
+}
+
+// Lane 4 i + r: the sum over the parts of lane r of quads[i].
+[[gnu::always_inline]] inline Ints sum_parts(const Ints (&quads)[4]) {
+    const Ints a =
+        add_ints(_mm512_shuffle_i32x4(quads[0], quads[1], 0x44), _mm512_shuffle_i32x4(quads[0], quads[1], 0xee));
+    const Ints b =
+        add_ints(_mm512_shuffle_i32x4(quads[2], quads[3], 0x44), _mm512_shuffle_i32x4(quads[2], quads[3], 0xee));
+    return add_ints(_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xdd));
+}
 
 inline void store(float* y, Floats values) { _mm512_storeu_ps(y, values); }
 

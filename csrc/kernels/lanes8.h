@@ -22,6 +22,7 @@ inline Floats all_floats(float value) { return _mm256_set1_ps(value); }
 inline Ints repeat_16(const void* p) { // 16 bytes in every 128-bit part
     return _mm256_broadcastsi128_si256(_mm_loadu_si128(static_cast<const __m128i*>(p)));
 }
+inline Ints repeat_32(const void* p) { return load(p); }
 
 inline Ints add_ints(Ints a, Ints b) { return _mm256_add_epi32(a, b); }
 inline Ints sub_ints(Ints a, Ints b) { return _mm256_sub_epi32(a, b); }
@@ -48,6 +49,7 @@ inline Floats fnmadd(Floats a, Floats b, Floats c) { return _mm256_fnmadd_ps(a, 
 #if defined(__AVX512VNNI__) && defined(__AVX512VL__)
 inline constexpr bool kHasVnni = true;
 inline Ints dot_bytes(Ints sum, Ints w, Ints x) { return _mm256_dpbusd_epi32(sum, w, x); }
+inline Ints dot_words(Ints sum, Ints a, Ints b) { return _mm256_dpwssd_epi32(sum, a, b); }
 // With the 4 bytes at x in every lane, broadcast by the instruction itself: a form that GCC does not find.
 inline Ints dot_group(Ints sum, Ints w, const int32_t* x) {
     __asm__("vpdpbusd %2%{1to8%}, %1, %0" : "+v"(sum) : "v"(w), "m"(*x));
@@ -56,9 +58,12 @@ inline Ints dot_group(Ints sum, Ints w, const int32_t* x) {
 #elif defined(__AVXVNNI__)
 inline constexpr bool kHasVnni = true;
 inline Ints dot_bytes(Ints sum, Ints w, Ints x) { return _mm256_dpbusd_avx_epi32(sum, w, x); }
+inline Ints dot_words(Ints sum, Ints a, Ints b) { return _mm256_dpwssd_avx_epi32(sum, a, b); }
 inline Ints dot_group(Ints sum, Ints w, const int32_t* x) { return dot_bytes(sum, w, _mm256_set1_epi32(*x)); }
 #else
 inline constexpr bool kHasVnni = false;
+inline Ints dot_bytes(Ints sum, Ints, Ints) { return sum; }
+inline Ints dot_words(Ints sum, Ints, Ints) { return sum; }
 inline Ints dot_group(Ints sum, Ints, const int32_t*) { return sum; }
 #endif
 
@@ -98,6 +103,17 @@ inline Ints interleave_low(Ints a, Ints b) { return _mm256_unpacklo_epi32(a, b);
 inline Ints interleave_high(Ints a, Ints b) { return _mm256_unpackhi_epi32(a, b); }
 inline Ints interleave_low_pairs(Ints a, Ints b) { return _mm256_unpacklo_epi64(a, b); }
 inline Ints interleave_high_pairs(Ints a, Ints b) { return _mm256_unpackhi_epi64(a, b); }
+
+// The pair of bits `pair` of every byte, as its bits 4 and 5.
+inline Ints two_bits(Ints v, int pair) {
+    return (pair < 2 ? shift_words_left(v, 4 - 2 * pair) : shift_words_right(v, 2 * pair - 4)) & all_bytes(0x30);
+}
+
+// Lane 4 i + r: the sum over the parts of lane r of quads[i].
+[[gnu::always_inline]] inline Ints sum_parts(const Ints (&quads)[2]) {
+    return add_ints(_mm256_permute2x128_si256(quads[0], quads[1], 0x20),
+                    _mm256_permute2x128_si256(quads[0], quads[1], 0x31));
+}
 
 inline void store(float* y, Floats values) { _mm256_storeu_ps(y, values); }
 

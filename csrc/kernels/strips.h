@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kernels/isa.h"
+#include "kernels/one_column.h"
 #include "kernels/tiles.h"
 
 #include <utility>
@@ -21,6 +22,7 @@ struct Tile {
 };
 
 template <typename Format> struct SuperKernel {
+    static constexpr bool kHasRows = !Format::kHasMins; // Q6_K; the others are no faster by rows
     static constexpr int kRecord = record_groups(super_layout<Format>());
     static constexpr size_t kStepBytes = sizeof(typename Format::Block);
 
@@ -47,9 +49,26 @@ template <typename Format> struct SuperKernel {
         finish_super<Format, N>(head, tile.x, total, acc);
         tile.rows.advance(kStepBytes);
     }
+
+    // acc += all weights of each row times those of one column.
+    static void add_rows(Tile& tile, int64_t n_values, Floats& acc) {
+        Ints sums[kRowBlocks][kLanes];
+        for (int64_t n_left = n_values / kSuperBlockSize; n_left > 0; n_left -= kRowBlocks) {
+            const int n_blocks = static_cast<int>(n_left < kRowBlocks ? n_left : kRowBlocks);
+            sum_rows<Format>(tile.rows, tile.x, tile.x_step, n_blocks, tile.next, sums);
+            for (int b = 0; b < n_blocks; ++b, tile.x += tile.x_step) {
+                SuperHead head;
+                unpack_head(Format{}, tile.rows, head);
+                const Ints total = sum_lanes(sums[b]);
+                finish_super<Format, 1>(head, tile.x, &total, &acc);
+                tile.rows.advance(kStepBytes);
+            }
+        }
+    }
 };
 
 template <typename Format> struct BlockKernel {
+    static constexpr bool kHasRows = false;
     static constexpr int kRecord = record_groups(block_layout<Format>());
     static constexpr int kGroups = block_groups(block_layout<Format>());
     static constexpr size_t kBlockBytes = sizeof(typename Format::Block);
@@ -70,11 +89,15 @@ template <typename Kernel, int N> void multiply_tile(Tile tile, int64_t n_values
     for (Floats& one : acc) {
         one = zero_floats();
     }
-    for (; n_values >= kSuperBlockSize; n_values -= kSuperBlockSize, tile.x += tile.x_step) {
-        Kernel::template add_step<N>(tile, kSuperBlockSize, acc);
-    }
-    if (n_values > 0) {
-        Kernel::template add_step<N>(tile, n_values, acc);
+    if constexpr (N == 1 && Kernel::kHasRows) {
+        Kernel::add_rows(tile, n_values, acc[0]);
+    } else {
+        for (; n_values >= kSuperBlockSize; n_values -= kSuperBlockSize, tile.x += tile.x_step) {
+            Kernel::template add_step<N>(tile, kSuperBlockSize, acc);
+        }
+        if (n_values > 0) {
+            Kernel::template add_step<N>(tile, n_values, acc);
+        }
     }
     for (int c = 0; c < N; ++c) {
         store(tile.y + c * tile.y_stride, acc[c]);
