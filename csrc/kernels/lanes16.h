@@ -20,9 +20,12 @@ inline Ints all_ints(int32_t value) { return _mm512_set1_epi32(value); }
 inline Ints all_words(int value) { return _mm512_set1_epi16(static_cast<short>(value)); }
 inline Floats all_floats(float value) { return _mm512_set1_ps(value); }
 inline Ints repeat_16(const void* p) { return _mm512_broadcast_i32x4(_mm_loadu_si128(static_cast<const __m128i*>(p))); }
-
+inline Ints repeat_8(uint64_t value) { return _mm512_set1_epi64(static_cast<long long>(value)); }
 inline Ints repeat_32(const void* p) {
     return _mm512_broadcast_i64x4(_mm256_loadu_si256(static_cast<const __m256i*>(p)));
+}
+inline Ints load_alternate(const int32_t* p) { // every other 32 bytes
+    return _mm512_inserti64x4(repeat_32(p), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 16)), 1);
 }
 
 inline Ints add_ints(Ints a, Ints b) { return _mm512_add_epi32(a, b); }

@@ -22,7 +22,9 @@ inline Floats all_floats(float value) { return _mm256_set1_ps(value); }
 inline Ints repeat_16(const void* p) { // 16 bytes in every 128-bit part
     return _mm256_broadcastsi128_si256(_mm_loadu_si128(static_cast<const __m128i*>(p)));
 }
+inline Ints repeat_8(uint64_t value) { return _mm256_set1_epi64x(static_cast<long long>(value)); }
 inline Ints repeat_32(const void* p) { return load(p); }
+inline Ints load_alternate(const int32_t* p) { return load(p); } // every other 32 bytes: one
 
 inline Ints add_ints(Ints a, Ints b) { return _mm256_add_epi32(a, b); }
 inline Ints sub_ints(Ints a, Ints b) { return _mm256_sub_epi32(a, b); }

@@ -22,7 +22,7 @@ struct Tile {
 };
 
 template <typename Format> struct SuperKernel {
-    static constexpr bool kHasRows = !Format::kHasMins; // Q6_K; the others are no faster by rows
+    static constexpr bool kHasRows = kRowsAtOnce<Format> > 0;
     static constexpr int kRecord = record_groups(super_layout<Format>());
     static constexpr size_t kStepBytes = sizeof(typename Format::Block);
 
