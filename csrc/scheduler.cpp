@@ -12,7 +12,9 @@ constexpr double kMemory = 0.97;      // of the speedup: about 30 steps
 constexpr double kBonusStep = 0.05;   // of the bonus: about 20 drafted steps
 constexpr double kProbeShare = 0.006; // of the time goes into probing at most
 constexpr double kProbeRate = 0.9;    // a probe is as long as would pay if drafts were this good
-constexpr int32_t kRoundRows = 3;   // context rows a round leaves to be injected; a long wait is paid once, by a probe
+constexpr int32_t kRoundRows = 3; // context rows a round leaves to be injected; a long wait is paid once, by a probe
+// Of the tokens that drafting is expected to gain: a smaller advantage is less than what costs and survivals err by.
+constexpr double kDoubt = 0.1;
 constexpr double kLengthStep = 0.1; // of the mean length: about 10 answers
 constexpr double kMinPlain = 8;     // plain tokens' worth of time before the measured speedup counts
 
@@ -204,6 +206,15 @@ void Scheduler::select_all_or_none(std::span<Proposal> proposals) const {
     }
 }
 
+// Against plain decoding in the same time, beyond doubt.
+bool Scheduler::pays(const DraftChoice& choice, int32_t n_requests) const {
+    if (row_ms_[0] <= 0) {
+        return true;
+    }
+    const double gained = choice.gain_tokens + choice.tokens_per_ms * choice.extra_ms;
+    return (1 - kDoubt) * gained > choice.extra_ms * n_requests / row_ms_[0];
+}
+
 void Scheduler::select_adaptive(std::span<Proposal> proposals, const StepLoad& load) {
     int32_t n_other_rows = 0;
     int32_t n_other_blocks = 0;
@@ -214,14 +225,15 @@ void Scheduler::select_adaptive(std::span<Proposal> proposals, const StepLoad& l
     price_rows(load, proposals.size(), n_other_rows, false);
     price_drafts(load, n_other_blocks);
     price_entries(proposals);
-    const DraftChoice choice = choose_fastest_drafting(group_.blocks, {row_ms_, draft_ms_, bonus_tokens_},
-                                                       static_cast<int32_t>(proposals.size()));
+    const auto n_requests = static_cast<int32_t>(proposals.size());
+    const DraftChoice choice = choose_fastest_drafting(group_.blocks, {row_ms_, draft_ms_, bonus_tokens_}, n_requests);
+    const bool is_paying = pays(choice, n_requests);
     outlook_ = {choice.n_tokens, choice.extra_ms, row_ms_[0]};
     expected_gain_ = choice.verify_gain_tokens;
     tokens_per_ms_ = choice.tokens_per_ms;
     for (size_t member = 0; member < group_.members.size(); ++member) {
         Proposal& proposal = proposals[group_.members[member]];
-        proposal.decision = choice.is_drafting[member] != 0 ? DraftDecision::draft : DraftDecision::parked;
+        proposal.decision = is_paying && choice.is_drafting[member] != 0 ? DraftDecision::draft : DraftDecision::parked;
         if (proposal.decision == DraftDecision::parked) {
             survival_.fade(proposal.key.request_id);
         }

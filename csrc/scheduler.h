@@ -108,6 +108,7 @@ class Scheduler {
     [[nodiscard]] double plain_ms(const StepLoad& load, int32_t n_requests) const;
     [[nodiscard]] double pass_ms(const PassShape& pass) const;
     [[nodiscard]] double step_ms(const PassShape& pass, int32_t n_drafted_rows) const;
+    [[nodiscard]] bool pays(const DraftChoice& choice, int32_t n_requests) const;
     void select_adaptive(std::span<Proposal> proposals, const StepLoad& load);
     void probe(std::span<Proposal> proposals);
     [[nodiscard]] Proposal* longest_unprobed(std::span<Proposal> proposals) const;
