@@ -98,7 +98,7 @@ CoinResult toss(const Policy& policy, Verification rule, bool anticipates, int32
         scheduler.block_size = 2;
         scheduler.costs.verify = {{1, 1.0}, {2, 1 / 0.5}, {3, 1 / 0.45}};
         scheduler.costs.draft = {{1, 0.0}};
-        scheduler.calibration = {{rule, 1.0, {1.0, 1.0}, {0.8, 0.9}}};
+        scheduler.calibration = {{rule, 1.0, {1.0, 1.0}, {0.8, 0.9}, {}, {}}};
         Engine engine(std::make_unique<CoinTarget>(), std::make_unique<CoinDrafter>(anticipates),
                       std::make_unique<Scheduler>(scheduler), {});
         (void)engine.submit({0}, sampling(rule, 1.0F, static_cast<uint64_t>(trial), 4));
