@@ -23,6 +23,8 @@ def write_hybrid_target(path: Path, architecture: str, seed: int = 0, window: in
 
     def add(name: str, *shape: int, std: float | None = None) -> None:
         values = random.standard_normal(shape) * (shape[-1] ** -0.5 if std is None else std)
+        if name.endswith("ssm_a"):
+            values = -np.abs(values)  # states decay; else the cost measurement's passes overflow them
         is_norm = "norm" in name
         writer.add_tensor(name, (np.ones(shape) + 0.1 * values if is_norm else values).astype(np.float32))
 
@@ -123,7 +125,7 @@ def _delta_net(writer: Any, add: Add, name: str) -> None:
             add(f"{prefix}.attn_gate.weight", value, WIDTH)
             add(f"{prefix}.ssm_conv1d.weight", 2 * key + value, 4)
             add(f"{prefix}.ssm_dt.bias", n_v_heads)
-            add(f"{prefix}.ssm_a", n_v_heads, std=-0.5)
+            add(f"{prefix}.ssm_a", n_v_heads, std=0.5)
             add(f"{prefix}.ssm_norm.weight", state)
             add(f"{prefix}.ssm_out.weight", WIDTH, value)
         else:
@@ -188,7 +190,7 @@ def _nemotron_h(writer: Any, add: Add) -> None:
             add(f"{prefix}.ssm_conv1d.weight", conv, 4)
             add(f"{prefix}.ssm_conv1d.bias", conv)
             add(f"{prefix}.ssm_dt.bias", n_heads)
-            add(f"{prefix}.ssm_a", n_heads, 1, std=-0.5)
+            add(f"{prefix}.ssm_a", n_heads, 1, std=0.5)
             add(f"{prefix}.ssm_d", n_heads, 1)
             add(f"{prefix}.ssm_norm.weight", n_groups, inner // n_groups)
             add(f"{prefix}.ssm_out.weight", WIDTH, inner)
