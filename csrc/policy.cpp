@@ -301,7 +301,7 @@ DraftChoice choose_fastest_drafting(std::span<const DraftedBlock> blocks, const 
     const double plain_ms = costs.cost_ms[0];
     DraftChoice choice = choose_drafting(blocks, costs, plain_ms > 0 ? n_requests / plain_ms : 0);
     for (int32_t round = 1; round < kMostRounds && choice.gain_tokens > 0 && plain_ms > 0; ++round) {
-        const double n_tokens = n_requests + choice.gain_tokens + choice.tokens_per_ms * choice.extra_ms;
+        const double n_tokens = n_requests + choice.n_gained();
         const double rate = n_tokens / (plain_ms + choice.extra_ms);
         if (rate < kConverged * choice.tokens_per_ms) {
             break;

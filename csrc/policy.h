@@ -77,6 +77,9 @@ struct DraftChoice {
     // The best that drafting can do, whether that pays or not:
     double n_tokens = 0; // drafted tokens expected to be accepted
     double extra_ms = 0; // time beyond the plain step
+
+    // Where someone drafts: the same in tokens, bonuses included, before its time is paid.
+    [[nodiscard]] double n_gained() const { return gain_tokens + tokens_per_ms * extra_ms; }
 };
 
 // What drafting costs. bonus_tokens: what knowing the confidences adds to the gain of a block beyond its expectation

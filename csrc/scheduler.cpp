@@ -211,8 +211,7 @@ bool Scheduler::pays(const DraftChoice& choice, int32_t n_requests) const {
     if (row_ms_[0] <= 0) {
         return true;
     }
-    const double gained = choice.gain_tokens + choice.tokens_per_ms * choice.extra_ms;
-    return (1 - kDoubt) * gained > choice.extra_ms * n_requests / row_ms_[0];
+    return (1 - kDoubt) * choice.n_gained() > choice.extra_ms * n_requests / row_ms_[0];
 }
 
 void Scheduler::select_adaptive(std::span<Proposal> proposals, const StepLoad& load) {

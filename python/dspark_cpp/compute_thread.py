@@ -15,12 +15,12 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Protocol, TypeVar
 
-__all__ = ["ComputeThread", "Member", "compute_thread"]
+__all__ = ["POLL_SECONDS", "ComputeThread", "Member", "compute_thread"]
 
 Result = TypeVar("Result")
 
 # A wait without an end cannot be interrupted by Ctrl-C everywhere; one this long costs nothing and can.
-_POLL_SECONDS = 0.1
+POLL_SECONDS = 0.1
 
 
 class Member(Protocol):
@@ -94,7 +94,7 @@ class ComputeThread:
         future = self.submit(job)
         while True:
             try:
-                return future.result(timeout=_POLL_SECONDS)
+                return future.result(timeout=POLL_SECONDS)
             except TimeoutError:
                 if future.done():
                     return future.result()  # the error may be the job's own

@@ -17,15 +17,12 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from dspark_cpp import _core
-from dspark_cpp.compute_thread import compute_thread
+from dspark_cpp.compute_thread import POLL_SECONDS, compute_thread
 from dspark_cpp.errors import DSparkError, EngineClosedError
 
 __all__ = ["Deliver", "EngineLoop", "RequestGroup", "SteppedEngine"]
 
 _log = logging.getLogger(__name__)
-
-# A wait without an end cannot be interrupted by Ctrl-C everywhere; one this long costs nothing and can.
-_POLL_SECONDS = 0.1
 
 # Called in the compute thread with each event of a request, or with the error that ended it; must not block.
 Deliver = Callable[["_core.Event | DSparkError"], None]
@@ -226,7 +223,7 @@ class RequestGroup:
         """
         while True:
             try:
-                event = self._inbox.get(timeout=_POLL_SECONDS)
+                event = self._inbox.get(timeout=POLL_SECONDS)
             except queue.Empty:
                 continue
             if isinstance(event, DSparkError):
