@@ -196,6 +196,7 @@ class RequestOptions:
         repetition_penalty: float = 1.0,
         presence_penalty: float = 0.0,
         frequency_penalty: float = 0.0,
+        penalty_window: int = -1,  # newest tokens that the three look at; 0: none, -1: all
         logit_bias: dict[int, float] = ...,
         seed: int = 0,
         ignore_eos: bool = False,

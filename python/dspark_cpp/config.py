@@ -70,6 +70,8 @@ class SamplingParams:
         Above 0. Logits of tokens of prompt and output are divided (positive) or multiplied (negative) by it; 1 is off.
     presence_penalty, frequency_penalty : float
         In [-2, 2]. Taken off the logits of tokens of the output, once or times their count.
+    penalty_window : int
+        How many of the newest tokens these three penalties look at; -1 is all of prompt and output, 0 none.
     logit_bias : mapping of int to float, optional
         Token id to what is added to its logit.
     seed : int, optional
@@ -111,6 +113,7 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    penalty_window: int = -1
     logit_bias: Mapping[int, float] | None = None
     seed: int | None = None
     stop: str | Sequence[str] = ()
@@ -151,6 +154,7 @@ class SamplingParams:
         _store(self, "repetition_penalty", repetition)
         _store(self, "presence_penalty", _number("presence_penalty", self.presence_penalty, -2.0, 2.0))
         _store(self, "frequency_penalty", _number("frequency_penalty", self.frequency_penalty, -2.0, 2.0))
+        _store(self, "penalty_window", _integer("penalty_window", self.penalty_window, -1, _INT_MAX))
 
     @property
     def stop_strings(self) -> tuple[str, ...]:

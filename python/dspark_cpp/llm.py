@@ -472,6 +472,7 @@ def _request_options(params: SamplingParams, seed: int, grammar: _core.Grammar |
         repetition_penalty=params.repetition_penalty,
         presence_penalty=params.presence_penalty,
         frequency_penalty=params.frequency_penalty,
+        penalty_window=params.penalty_window,
         logit_bias=dict(params.logit_bias or {}),
         seed=seed,
         ignore_eos=params.ignore_eos,

@@ -32,7 +32,6 @@ def logged(server, body, path="/api/generate"):
         ({"mirostat": 1}, "option 'mirostat' has no effect here"),
         ({"typical_p": 0.5}, "option 'typical_p' has no effect here"),
         ({"num_thread": 2}, "option 'num_thread' has no effect here"),
-        ({"repeat_last_n": 32}, "option 'repeat_last_n' has no effect here"),
         ({"wings": 2}, "option 'wings' is unknown"),
     ],
 )
@@ -41,7 +40,7 @@ def test_options_without_effect_are_named_in_the_log(server, options, warning):
 
 
 def test_options_with_effect_are_not(server):
-    options = {"repeat_last_n": -1, "repeat_penalty": 1.1, "num_ctx": 512, "num_keep": 2, "draft_num_predict": 2}
+    options = {"repeat_last_n": 32, "repeat_penalty": 1.1, "num_ctx": 512, "num_keep": 2, "draft_num_predict": 2}
     options |= {"presence_penalty": 0.5, "frequency_penalty": 0.5, "min_p": 0.1, "top_k": 3, "top_p": 0.9, "stop": "x"}
     assert "warning" not in logged(server, GENERATE | {"options": options | {"num_predict": 1, "seed": 3}})
 
@@ -73,6 +72,22 @@ def test_num_predict(http):
     for n in (0, -1, -2):  # as in Ollama: no limit
         options = {"num_predict": n, "temperature": 0, "num_ctx": 64}
         assert http.post("/api/generate", json=GENERATE | {"options": options}).json()["eval_count"] > 10
+
+
+def test_repeat_last_n_is_how_far_penalties_look_back(http):
+    """A penalty of a million forbids what is in the window: with 0 nothing, with -1 all of prompt and answer."""
+    texts = {}
+    for window in (0, 1, 2, -1):
+        options = {"temperature": 0, "num_predict": 24, "repeat_penalty": 1e6, "repeat_last_n": window}
+        body = GENERATE | {"options": options, "logprobs": True}
+        texts[window] = [entry["token"] for entry in http.post("/api/generate", json=body).json()["logprobs"]]
+    free = http.post("/api/generate", json=GENERATE | {"options": {"temperature": 0, "num_predict": 24}}).json()
+    assert "".join(texts[0]) == free["response"]
+    assert len(set(texts[-1])) == len(texts[-1])
+    for window in (1, 2):
+        tokens = texts[window]
+        assert all(tokens[i] not in tokens[max(i - window, 0) : i] for i in range(len(tokens)))
+        assert len(set(tokens)) < len(tokens)
 
 
 def test_stop_and_seed(http):
