@@ -1,5 +1,6 @@
 #include "llama_grammar_mask.h"
 
+#include "grammar_check.h"
 #include "llama_api_impl.h"
 
 #include "llama-grammar.h"
@@ -122,6 +123,7 @@ class GrammarMask final : public TokenMask {
 };
 
 [[nodiscard]] GrammarPtr parse(const Model& model, const std::string& gbnf) {
+    check_repetitions(gbnf);
     clear_error();
     const AbortGuard guard;
     GrammarPtr grammar(
@@ -145,6 +147,13 @@ void feed_prefill(State& state, const Model& model, const std::string& text) {
 }
 
 } // namespace
+
+void check_grammar(const std::string& gbnf) {
+    const bool names_tokens = check_repetitions(gbnf);
+    if (!names_tokens && !llama_grammar_parser().parse(gbnf.c_str())) {
+        throw std::invalid_argument("grammar must be one that llama.cpp can parse");
+    }
+}
 
 std::shared_ptr<TokenMask> make_grammar_mask(std::shared_ptr<Model> model, const GrammarOptions& options) {
     if (!model) {

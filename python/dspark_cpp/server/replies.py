@@ -11,11 +11,13 @@ from dspark_cpp import _core
 from dspark_cpp.chat import RequestStats, TextStream, TokenLogprob
 from dspark_cpp.errors import DecodeError
 from dspark_cpp.server.prompts import Job
+from dspark_cpp.server.problems import BadRequestError
 from dspark_cpp.server.requests import Piece, ToolCall
 
 __all__ = ["ReplyReader"]
 
 _EMPTY: dict[str, Any] = {"content": "", "reasoning_content": "", "tool_calls": []}
+_DEAD_END = "grammar must"  # how the engine's complaints about a request's own format begin
 
 
 class ReplyReader:
@@ -51,7 +53,7 @@ class ReplyReader:
             The engine gave it up.
         """
         if event.finish_reason == "error":
-            raise DecodeError(event.error)
+            raise BadRequestError(event.error) if event.error.startswith(_DEAD_END) else DecodeError(event.error)
         texts = self._push(event.tokens)
         n = len(texts)
         reason = event.finish_reason
