@@ -119,11 +119,14 @@ def test_logprobs_of_ollama_match_openais(http):
     assert "logprobs" not in http.post("/api/chat", json=body | {"logprobs": False, "top_logprobs": 0}).json()
 
 
-@pytest.mark.parametrize("value", ["5m", "1h30m", 300, -1, "-1", "-1m", "0.5h"])
+FOREVER = [-1, "-1", "-1m", 1e300, 10**25, "9999999999h", "inf"]
+
+
+@pytest.mark.parametrize("value", ["5m", "1h30m", 300, 299.5, "0.5h", *FOREVER])
 def test_keep_alive_forms(http, value):
     http.post("/api/generate", json=GENERATE | {"keep_alive": value, "options": {"num_predict": 1}})
     [model] = http.get("/api/ps").json()["models"]
-    assert (model["expires_at"] > "9000") == (value in (-1, "-1", "-1m"))
+    assert (model["expires_at"] > "9000") == (value in FOREVER)
 
 
 @pytest.mark.parametrize("value", ["soon", "5 parsecs", {}, [1], True, "m"])
@@ -141,6 +144,17 @@ def test_keep_alive_zero_unloads_after_the_answer(tmp_path):
             if client.get("/api/ps").json()["models"] == []:
                 break
         assert client.get("/api/ps").json()["models"] == []
+
+
+def test_formats_that_nothing_can_keep_to_are_the_clients_mistake(http):
+    schema = {"type": "integer", "minimum": 5, "maximum": 3}
+    answer = http.post("/api/generate", json=GENERATE | {"format": schema, "raw": True})
+    assert (answer.status_code, answer.json()["error"][:31]) == (400, "grammar must allow a token at e")
+    lines = http.post("/api/generate", json=GENERATE | {"format": schema, "raw": True, "stream": True})
+    assert "grammar must allow" in lines.json()["error"]
+    body = COMPLETE | {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}}
+    answer = http.post("/v1/completions", json=body)
+    assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error")
 
 
 def test_images_are_refused_clearly(http):
