@@ -26,6 +26,7 @@ from dspark_cpp.server.ollama_options import read_n_ctx
 from dspark_cpp.server.problems import BadRequestError, problem_of
 from dspark_cpp.store import Modelfile, checked_digest, parse_modelfile
 from dspark_cpp.store.model_files import list_capabilities
+from dspark_cpp.store.parts import parts_beside
 
 __all__ = ["ollama_routes"]
 
@@ -114,7 +115,9 @@ async def _show(context: ServerContext, request: Request) -> Response:
 
 
 def _describe(entry: Entry, is_verbose: bool) -> dict[str, Any]:
-    values = _metadata(GGUFFile(entry.target), is_verbose)
+    files = [GGUFFile(part) for part in parts_beside(entry.target)]
+    values = _metadata(files[0], is_verbose)
+    values["general.parameter_count"] = sum(info.n_elements for file in files for info in file.tensors.values())
     parameters = "\n".join(
         f"{name:<30} {json.dumps(value) if isinstance(value, str) else value}"
         for name, given in entry.parameters.items()
@@ -202,7 +205,7 @@ async def _create(context: ServerContext, request: Request) -> Response:
     body = await context.read(request)
     store = context.catalog.need_store()
     name = _changeable(context, _name_of(body))
-    arguments = _create_arguments(body)
+    arguments = _with_static_source(context, _create_arguments(body))
 
     def work() -> Generator[dict[str, Any]]:
         yield {"status": "reading model metadata"}
@@ -236,6 +239,16 @@ def _create_arguments(body: Fields) -> dict[str, Any]:
         "messages": messages or recipe.messages or None,
     }
     return {name: value for name, value in given.items() if value is not None}
+
+
+def _with_static_source(context: ServerContext, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Put the files of a model of the command line in its place: the store does not know it."""
+    source = arguments.get("from_")
+    if source is None or not context.catalog.is_static(source):
+        return arguments
+    entry = context.catalog.get(source)
+    files = {"target": entry.target} | ({"draft": entry.draft} if "draft_files" not in arguments else {})
+    return {name: value for name, value in arguments.items() if name != "from_"} | files
 
 
 async def _copy(context: ServerContext, request: Request) -> Response:
