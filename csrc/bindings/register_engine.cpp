@@ -153,6 +153,12 @@ void register_options(py::module_& module) {
         .def_readonly("draft_limit", &RequestOptions::draft_limit);
 }
 
+// Of the request up to now: tokens of its rounds, their milliseconds, and those of plain decoding.
+std::tuple<int32_t, double, double> progress_of(const Event& event) {
+    const RequestStats& stats = event.stats;
+    return {stats.n_committed, stats.rounds_ms(), stats.plain_ms};
+}
+
 void register_results(py::module_& module) {
     py::class_<TopLogprobs>(module, "TokenLogprobs")
         .def_readonly("logprob", &TopLogprobs::chosen)
@@ -177,7 +183,8 @@ void register_results(py::module_& module) {
         .def_readonly("prefill_ms", &RequestStats::prefill_ms)
         .def_readonly("draft_ms", &RequestStats::draft_ms)
         .def_readonly("verify_ms", &RequestStats::verify_ms)
-        .def_readonly("host_ms", &RequestStats::host_ms);
+        .def_readonly("host_ms", &RequestStats::host_ms)
+        .def_readonly("plain_ms", &RequestStats::plain_ms);
     py::class_<RoundRecord>(module, "RoundRecord")
         .def_readonly("n_drafted", &RoundRecord::n_drafted)
         .def_readonly("prefix_len", &RoundRecord::prefix_len)
@@ -199,6 +206,7 @@ void register_results(py::module_& module) {
                                    return finish_reason_name(event.finish_reason);
                                })
         .def_readonly("error", &Event::error)
+        .def_property_readonly("progress", &progress_of)
         .def_property_readonly("stats", [](const Event& event) -> std::optional<RequestStats> {
             return event.finish_reason == FinishReason::none ? std::nullopt : std::optional(event.stats);
         });

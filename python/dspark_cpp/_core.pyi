@@ -261,6 +261,8 @@ class RequestStats:
     def verify_ms(self) -> float: ...
     @property
     def host_ms(self) -> float: ...
+    @property
+    def plain_ms(self) -> float: ...  # what its rounds' tokens would have taken without a drafter; 0: unknown
 
 class RoundRecord:
     """One decode round of a traced request: what calibration learns from."""
@@ -295,6 +297,8 @@ class Event:
     def finish_reason(self) -> str | None: ...  # stop | length | context_full | cancelled | error
     @property
     def error(self) -> str: ...
+    @property
+    def progress(self) -> tuple[int, float, float]: ...  # of the rounds so far: n_committed, their ms, plain_ms
     @property
     def stats(self) -> RequestStats | None: ...  # with finish_reason only
 

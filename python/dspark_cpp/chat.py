@@ -84,6 +84,9 @@ class RequestStats:
         Waiting for a place; reading the prompt.
     draft_ms, verify_ms, host_ms : float
         The drafter's passes; the target's passes; the rest of the rounds (sampling, scheduling, injection).
+    plain_ms : float
+        What the rounds' tokens would have taken without a drafter: for each a plain step under the load of its step, by
+        measured costs. 0 while these are not known.
     """
 
     n_prompt: int = 0
@@ -104,6 +107,7 @@ class RequestStats:
     draft_ms: float = 0.0
     verify_ms: float = 0.0
     host_ms: float = 0.0
+    plain_ms: float = 0.0
 
     @property
     def accepted_length(self) -> float:
@@ -119,6 +123,11 @@ class RequestStats:
     def tokens_per_second(self) -> float:
         """Tokens committed per second of `decode_ms`."""
         return 1000.0 * self.n_committed / self.decode_ms if self.decode_ms > 0 else 0.0
+
+    @property
+    def speedup(self) -> float:
+        """Estimated time of plain decoding over that of the rounds; 0 while unknown."""
+        return self.plain_ms / self.decode_ms if self.decode_ms > 0 else 0.0
 
     @classmethod
     def from_core(cls, stats: _core.RequestStats) -> RequestStats:
@@ -142,6 +151,7 @@ class RequestStats:
             draft_ms=stats.draft_ms,
             verify_ms=stats.verify_ms,
             host_ms=stats.host_ms,
+            plain_ms=stats.plain_ms,
         )
 
 
