@@ -184,6 +184,7 @@ class EnginePool:
             if not self._is_blocked:
                 await _uninterrupted(self._load(entry, n_ctx))
                 model = self._models[entry.name]
+                self._known_bytes[entry.digest] = model.memory_bytes
                 for ticket in self._line:
                     ticket.may_join = ticket.entry.name == entry.name
         return model
@@ -225,7 +226,6 @@ class EnginePool:
         await model.warm_up()
         model.load_seconds = time.monotonic() - begin
         self._models[entry.name] = model
-        self._known_bytes[entry.digest] = model.memory_bytes
         await self._shrink(model)
         _log.info("loaded model %s in %.2f s, %d bytes", entry.name, model.load_seconds, model.memory_bytes)
 
