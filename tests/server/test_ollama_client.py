@@ -75,7 +75,7 @@ def test_list_show_ps(client):
     assert model.size == sum((DEMO / name).stat().st_size for name in ("target.gguf", "drafter.gguf"))
     shown = client.show("demo")
     assert shown.modelinfo["general.architecture"] == "qwen3"
-    assert shown.modelinfo["general.parameter_count"] == 8_398_592
+    assert shown.modelinfo["general.parameter_count"] == 8_395_264
     assert "completion" in shown.capabilities
     client.generate(model="demo", prompt="", keep_alive="10m")
     [running] = client.ps().models
