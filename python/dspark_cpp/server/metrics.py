@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from dspark_cpp.chat import RequestStats
+from dspark_cpp.results import RequestStats
 from dspark_cpp.server.loaded_model import LoadedModel
 
 __all__ = ["Metrics"]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from dspark_cpp.chat import RequestStats, TokenLogprob
+from dspark_cpp.results import RequestStats, TokenLogprob
 from dspark_cpp.server.fields import Fields, check_schema, read_tool
 from dspark_cpp.server.ollama_options import Options, read_n_ctx, read_options
 from dspark_cpp.server.problems import BadRequestError

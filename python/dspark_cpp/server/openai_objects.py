@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dspark_cpp.chat import RequestStats, TokenLogprob
+from dspark_cpp.results import RequestStats, TokenLogprob
 from dspark_cpp.server.problems import Problem
 from dspark_cpp.server.requests import Piece, ToolCall
 

@@ -9,8 +9,9 @@ from dataclasses import replace
 from typing import Any
 
 from dspark_cpp import _core
-from dspark_cpp.chat import RequestStats, TextStream, TokenLogprob
+from dspark_cpp.chat import TextStream
 from dspark_cpp.errors import DecodeError
+from dspark_cpp.results import RequestStats, TokenLogprob
 from dspark_cpp.server.problems import BadRequestError
 from dspark_cpp.server.prompts import Job
 from dspark_cpp.server.requests import Piece, Speeds, ToolCall

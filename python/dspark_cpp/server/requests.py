@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dspark_cpp.chat import RequestStats, TokenLogprob
 from dspark_cpp.config import SamplingParams
+from dspark_cpp.results import RequestStats, TokenLogprob
 
 __all__ = ["ChatRequest", "GenerationRequest", "Piece", "Speeds", "ToolCall", "ToolChoice"]
 
