@@ -222,7 +222,8 @@ class EnginePool:
         except Exception as error:
             _log.warning("cannot load model %s: %s", entry.name, error)
             raise
-        model = LoadedModel(entry, llm, self._config.keep_alive, self._config.engine.n_parallel)
+        engine = self._config.engine
+        model = LoadedModel(entry, llm, self._config.keep_alive, engine.n_parallel, engine.n_gpu_layers)
         await model.warm_up()
         model.load_seconds = time.monotonic() - begin
         self._models[entry.name] = model

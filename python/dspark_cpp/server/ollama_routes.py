@@ -101,7 +101,7 @@ async def _running(context: ServerContext, _: Request) -> Response:
                 "digest": entry.digest,
                 "details": dict(entry.details),
                 "expires_at": ollama_api.timestamp(model.expires_at),
-                "size_vram": 0,
+                "size_vram": model.gpu_bytes,
                 "context_length": model.llm.n_ctx,
             }
         )
