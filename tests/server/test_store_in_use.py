@@ -115,3 +115,16 @@ def test_changes_of_one_name_at_once_leave_one_of_them(shop: tuple[Server, Hub])
     assert set(codes) <= {200, 404}  # deleted by another one in between
     make(server, "busy", system="last")
     assert ollama.Client(host=server.url).show("busy").modelfile.count("last") == 1
+
+
+def test_files_that_are_no_models_are_the_clients_mistake(
+    shop: tuple[Server, Hub], tmp_path: Path, demo_drafter: Path
+) -> None:
+    server, _ = shop
+    client = ollama.Client(host=server.url)
+    (tmp_path / "no.gguf").write_bytes(b"GGUF" + bytes(100))
+    for path in (tmp_path / "no.gguf", demo_drafter):  # no model at all; one, but no target
+        body = {"model": "no", "files": {"no.gguf": client.create_blob(path)}, "stream": False}
+        answer = httpx.post(f"{server.url}/api/create", json=body, timeout=60)
+        assert answer.status_code == 400
+        assert answer.json()["error"]

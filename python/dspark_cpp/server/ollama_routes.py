@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from dspark_cpp.convert.gguf_file import GGUFFile
+from dspark_cpp.errors import ModelLoadError, ModelMismatchError
 from dspark_cpp.server import ollama_api
 from dspark_cpp.server.catalog import Entry
 from dspark_cpp.server.context import Endpoint, ServerContext
@@ -209,7 +210,10 @@ async def _create(context: ServerContext, request: Request) -> Response:
 
     def work() -> Generator[dict[str, Any]]:
         yield {"status": "reading model metadata"}
-        store.create(name, **arguments)
+        try:
+            store.create(name, **arguments)
+        except (ModelLoadError, ModelMismatchError) as error:
+            raise BadRequestError(str(error)) from None  # the client's files are at fault
         yield {"status": "writing manifest"}
         yield {"status": "success"}
 
