@@ -34,7 +34,7 @@ _N_CTX = 1024
 _ACCEPTED_STYLE = "bold green"
 _MISMATCH = (
     "With dspark-cpp's CPU kernels this means a bug. Elsewhere (`dspark info` tells) a batch of several tokens rounds "
-    "differently from one token alone, which can flip two nearly equal logits; more than the odd case means a bug too.\n"
+    "differently from one token alone, which can flip nearly equal logits; more than the odd case means a bug too.\n"
 )
 _PAYS = 1.02  # below this a difference is noise, above it a gain worth the word
 
