@@ -13,7 +13,7 @@ CXX_SOURCES = $(shell find csrc tests/cpp -name '*.cpp' -o -name '*.h')
 demo: build
 	$(BIN)/dspark demo
 
-test: build
+test: build $(VENV)/.clients
 	$(BIN)/python -m pytest -q
 
 check: build stubtest sanitize
@@ -56,6 +56,14 @@ $(VENV)/.deps: pyproject.toml
 	$(PYTHON) -m venv $(VENV) || { $(PYTHON) -m pip install --user virtualenv && $(PYTHON) -m virtualenv $(VENV); }
 	$(BIN)/pip install --quiet --upgrade "pip>=25.1"
 	$(BIN)/pip install --quiet --group dev $$($(BIN)/python tools/runtime_requirements.py)
+	touch $@
+
+# Heavier clients of the server and a browser for its page; tests of what cannot be installed are skipped.
+$(VENV)/.clients: $(VENV)/.deps
+	$(BIN)/pip install --quiet --group clients
+	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+	    { apt-get install -y -qq chromium || { apt-get update -qq && apt-get install -y -qq chromium; }; } >/dev/null 2>&1; } || \
+	    echo "Chromium not found: the tests of the chat page are skipped"
 	touch $@
 
 clean:

@@ -136,6 +136,7 @@ class CostTable {
     explicit CostTable(const CostCurves& measured);
 
     [[nodiscard]] double verify_ms(const PassShape& pass) const;
+    [[nodiscard]] bool knows_plain() const { return !plain_.is_empty(); }
     [[nodiscard]] double draft_ms(int32_t n_blocks, int32_t n_cells) const;
     [[nodiscard]] double inject_ms(int32_t n_rows) const;
 

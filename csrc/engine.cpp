@@ -340,6 +340,7 @@ Event& Engine::event_of(const Request& request) {
 // A step's times go to everyone who took part in it: this is what each of them waited.
 void Engine::record_step(double total_ms) {
     const double host_ms = total_ms - step_.draft_ms - step_.verify_ms;
+    const double plain_ms = plain_step_ms();
     for (const Lane& lane : lanes_) {
         RequestStats& stats = lane.request->stats;
         if (lane.is_prefill) {
@@ -348,6 +349,7 @@ void Engine::record_step(double total_ms) {
             stats.draft_ms += step_.draft_ms;
             stats.verify_ms += step_.verify_ms;
             stats.host_ms += host_ms;
+            stats.plain_ms += plain_ms * lane.n_committed;
         }
         for (Event& event : events_) {
             if (event.request_id == lane.request->id) {

@@ -118,8 +118,9 @@ class Engine {
         int32_t prefix_len = 0; // drafted tokens sent to the target
         int32_t first_row = 0;
         int32_t n_rows = 0;
-        size_t draft = 0;    // index into drafts_
-        size_t proposal = 0; // index into proposals_, when it decodes
+        int32_t n_committed = 0; // tokens that its round added
+        size_t draft = 0;        // index into drafts_
+        size_t proposal = 0;     // index into proposals_, when it decodes
     };
 
     void admit();
@@ -168,6 +169,7 @@ class Engine {
     void drop_idle();
     void fail_step(const std::string& error);
     void record_step(double total_ms);
+    [[nodiscard]] double plain_step_ms() const;
     Event& event_of(const Request& request);
 
     EngineOptions options_;

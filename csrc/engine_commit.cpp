@@ -71,7 +71,8 @@ void Engine::commit_round(Lane& lane) {
     step_.n_drafted += n_drafted;
     step_.n_scheduled += lane.prefix_len;
     step_.n_accepted += n_accepted;
-    step_.n_committed += stats.n_committed - n_before;
+    lane.n_committed = stats.n_committed - n_before;
+    step_.n_committed += lane.n_committed;
 }
 
 void Engine::record_decision(const Lane& lane) {

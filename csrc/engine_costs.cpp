@@ -4,6 +4,8 @@
 #include "cost_measure.h"
 #include "errors.h"
 
+#include <numeric>
+
 namespace dspark {
 
 CostCurves Engine::measure_costs(double budget_ms) {
@@ -40,6 +42,14 @@ void Engine::set_costs(const CostCurves& curves) {
 double Engine::speedup() const {
     const std::lock_guard lock(step_mutex_);
     return scheduler_->speedup();
+}
+
+// What this step would have taken without a drafter: its pass, and the sampling of one row a request.
+double Engine::plain_step_ms() const {
+    const auto n_requests = static_cast<int32_t>(proposals_.size());
+    const double pass_ms = scheduler_->plain_pass_ms(load_, n_requests);
+    const int32_t n_rows = std::accumulate(prefix_len_.begin(), prefix_len_.end(), n_requests);
+    return pass_ms > 0 && n_requests > 0 ? pass_ms + step_.sample_ms * n_requests / n_rows : 0;
 }
 
 // The pause is part of what a step costs: what the caller does between steps is done once a step, however many tokens.

@@ -3,6 +3,7 @@
 #include "chat.h"
 #include "json-schema-to-grammar.h"
 #include "json.h"
+#include "llama_grammar_mask.h"
 
 #include <cctype>
 #include <stdexcept>
@@ -68,25 +69,31 @@ common_json plan_of(const common_chat_params& params, const common_chat_template
 } // namespace
 
 std::string plan_chat(const std::string& request_json) {
+    common_chat_params params;
+    common_json plan;
     try {
         const common_json request = common_json::parse(request_json);
         const common_chat_templates_ptr templates =
             common_chat_templates_init(nullptr, request.at("template").get<std::string>(),
                                        request.value("bos_token", ""), request.value("eos_token", ""));
-        const common_chat_params params =
-            common_chat_templates_apply(templates.get(), inputs_of(request, templates.get()));
-        return plan_of(params, templates.get()).dump();
+        params = common_chat_templates_apply(templates.get(), inputs_of(request, templates.get()));
+        plan = plan_of(params, templates.get());
     } catch (const std::exception& error) {
         throw std::invalid_argument(std::string("cannot apply the chat template: ") + error.what());
     }
+    check_grammar(params.grammar);
+    return plan.dump();
 }
 
 std::string schema_grammar(const std::string& schema_json) {
+    std::string gbnf;
     try {
-        return json_schema_to_grammar(common_json::parse(schema_json));
+        gbnf = json_schema_to_grammar(common_json::parse(schema_json));
     } catch (const std::exception& error) {
         throw std::invalid_argument(std::string("cannot use the JSON schema: ") + error.what());
     }
+    check_grammar(gbnf);
+    return gbnf;
 }
 
 struct ChatReader::Impl {

@@ -11,10 +11,10 @@ namespace dspark {
 // enable_thinking?, add_generation_prompt?, continue_final_message?, template_kwargs?}; messages and tools in OpenAI's
 // form. Returns {prompt, generation_prompt, format, parser, grammar, grammar_lazy, trigger_words, trigger_patterns,
 // preserved_tokens, stops, supports_thinking, supports_tools}. Throws std::invalid_argument with the template's
-// complaint.
+// complaint, and as `check_grammar`.
 [[nodiscard]] std::string plan_chat(const std::string& request_json);
 
-// Throws std::invalid_argument for what is no schema.
+// Throws std::invalid_argument for what is no schema, and as `check_grammar`.
 [[nodiscard]] std::string schema_grammar(const std::string& schema_json);
 
 // Reads {content, reasoning_content, tool_calls: [{id, name, arguments}]} out of an answer, or out of its beginning.

@@ -1,5 +1,6 @@
 #include "llama_grammar_mask.h"
 
+#include "grammar_check.h"
 #include "llama_api_impl.h"
 
 #include "llama-grammar.h"
@@ -121,7 +122,95 @@ class GrammarMask final : public TokenMask {
     std::vector<State> states_; // committed, then one per pushed token
 };
 
+// A repetition of what may be empty, (x?){0,n}, is n rules S(k) ::= x? S(k-1) | "": each can be left in two ways
+// without a character, so n states go on to n states with every character. From some dozens on that takes seconds a
+// token, and everyone in the engine waits.
+class EmptyChains {
+  public:
+    explicit EmptyChains(const llama_grammar_rules& rules) : rules_(rules), may_be_empty_(rules.size(), 0) {
+        while (find_empty()) {
+        }
+    }
+
+    void check() {
+        lengths_.assign(rules_.size(), kUnknown);
+        for (size_t rule = 0; rule < rules_.size(); ++rule) {
+            if (length(rule) > kLongest) {
+                throw std::invalid_argument("grammar must repeat what may be empty at most " +
+                                            std::to_string(kLongest) + " times");
+            }
+        }
+    }
+
+  private:
+    static constexpr int32_t kLongest = 10;
+    static constexpr int32_t kUnknown = -1;
+
+    // Calls visit(refs) with the rules that an alternative consists of, for those that consist of rules alone.
+    template <class Visit> void for_each_chain(size_t rule, Visit visit) const {
+        std::vector<size_t> refs;
+        bool has_text = false;
+        for (const llama_grammar_element& element : rules_[rule]) {
+            if (element.type != LLAMA_GRETYPE_ALT && element.type != LLAMA_GRETYPE_END) {
+                has_text = has_text || element.type != LLAMA_GRETYPE_RULE_REF;
+                refs.push_back(element.value);
+                continue;
+            }
+            if (!has_text) {
+                visit(refs);
+            }
+            refs.clear();
+            has_text = false;
+        }
+    }
+
+    [[nodiscard]] bool are_empty(const std::vector<size_t>& refs) const {
+        return std::all_of(refs.begin(), refs.end(), [&](size_t ref) { return may_be_empty_[ref] != 0; });
+    }
+
+    // One pass down and one up: rules refer to later ones, and those of repetitions to earlier ones.
+    bool find_empty() {
+        bool has_changed = false;
+        const auto visit = [&](size_t rule) {
+            const bool was_empty = may_be_empty_[rule] != 0;
+            for_each_chain(rule, [&](const auto& refs) { may_be_empty_[rule] |= are_empty(refs) ? 1 : 0; });
+            has_changed = has_changed || (may_be_empty_[rule] != 0) != was_empty;
+        };
+        for (size_t rule = 0; rule < rules_.size(); ++rule) {
+            visit(rule);
+        }
+        for (size_t rule = rules_.size(); rule-- > 0;) {
+            visit(rule);
+        }
+        return has_changed;
+    }
+
+    // Rules in a row that may be left in two ways. Stops right beyond the limit, so that the recursion is shallow.
+    int32_t length(size_t rule, int32_t depth = 0) {
+        if (lengths_[rule] != kUnknown || depth > kLongest) {
+            return std::max(lengths_[rule], 0);
+        }
+        lengths_[rule] = 0; // met again below itself: a loop, one state
+        bool has_empty = false;
+        for_each_chain(rule, [&](const auto& refs) { has_empty = has_empty || refs.empty(); });
+        int32_t longest = 0;
+        for_each_chain(rule, [&](const auto& refs) {
+            if (has_empty && refs.size() > 1 && are_empty(refs)) {
+                for (const size_t ref : refs) {
+                    longest = std::max(longest, 1 + length(ref, depth + 1));
+                }
+            }
+        });
+        return lengths_[rule] = longest;
+    }
+
+    const llama_grammar_rules& rules_;
+    std::vector<uint8_t> may_be_empty_;
+    std::vector<int32_t> lengths_;
+};
+
 [[nodiscard]] GrammarPtr parse(const Model& model, const std::string& gbnf) {
+    check_repetitions(gbnf);
     clear_error();
     const AbortGuard guard;
     GrammarPtr grammar(
@@ -130,6 +219,7 @@ class GrammarMask final : public TokenMask {
         throw std::invalid_argument("grammar must be a GBNF grammar with a rule `root`: " +
                                     take_error("llama.cpp cannot parse it"));
     }
+    EmptyChains(grammar->rules).check();
     return grammar;
 }
 
@@ -145,6 +235,17 @@ void feed_prefill(State& state, const Model& model, const std::string& text) {
 }
 
 } // namespace
+
+void check_grammar(const std::string& gbnf) {
+    if (check_repetitions(gbnf)) {
+        return;
+    }
+    llama_grammar_parser parser;
+    if (!parser.parse(gbnf.c_str())) {
+        throw std::invalid_argument("grammar must be one that llama.cpp can parse");
+    }
+    EmptyChains(parser.rules).check();
+}
 
 std::shared_ptr<TokenMask> make_grammar_mask(std::shared_ptr<Model> model, const GrammarOptions& options) {
     if (!model) {

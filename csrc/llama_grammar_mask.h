@@ -21,4 +21,8 @@ struct GrammarOptions {
 // Throws std::invalid_argument for a grammar that cannot be parsed or does not begin like `prefill`.
 [[nodiscard]] std::shared_ptr<TokenMask> make_grammar_mask(std::shared_ptr<Model> model, const GrammarOptions& options);
 
+// Throws std::invalid_argument for one that `make_grammar_mask` would refuse, as far as this can be told without a
+// vocabulary. llama.cpp prints a grammar it cannot parse to standard error: call this where nobody reads that.
+void check_grammar(const std::string& gbnf);
+
 } // namespace dspark

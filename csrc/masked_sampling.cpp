@@ -1,7 +1,9 @@
 #include "masked_sampling.h"
 
+#include <algorithm>
 #include <limits>
 #include <numeric>
+#include <stdexcept>
 
 namespace dspark {
 
@@ -53,6 +55,9 @@ std::span<const float> MaskedSampler::masked(const Row& row) {
     std::iota(ids_.begin(), ids_.end(), 0);
     is_allowed_.assign(ids_.size(), 0);
     row.mask->check(ids_, is_allowed_);
+    if (std::none_of(is_allowed_.begin(), is_allowed_.end(), [](uint8_t is_allowed) { return is_allowed != 0; })) {
+        throw std::runtime_error("grammar must allow a token at every place, got one where none can come");
+    }
     logits_.assign(row.logits.begin(), row.logits.end());
     for (size_t i = 0; i < logits_.size(); ++i) {
         if (is_allowed_[i] == 0) {

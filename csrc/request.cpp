@@ -52,8 +52,8 @@ Verification RequestOptions::rule() const {
 
 Request::Request(uint64_t request_id, std::vector<int32_t> prompt, RequestOptions request_options)
     : id(request_id), options(std::move(request_options)), tokens(std::move(prompt)),
-      n_prompt(static_cast<int32_t>(tokens.size())), random(options.sampling.seed),
-      mask(options.mask ? options.mask->clone() : nullptr) {
+      n_prompt(static_cast<int32_t>(tokens.size())), counts(options.sampling.penalty_window),
+      random(options.sampling.seed), mask(options.mask ? options.mask->clone() : nullptr) {
     stats.n_prompt = n_prompt;
     for (const int32_t token : tokens) {
         counts.push_prompt(token);

@@ -74,6 +74,11 @@ struct RequestStats {
     double draft_ms = 0;
     double verify_ms = 0;
     double host_ms = 0; // the rest of the rounds: heads' host part, sampling, injection
+    // What the rounds' tokens would have taken without a drafter under each step's load, by the measured costs; 0:
+    // these are not known.
+    double plain_ms = 0;
+
+    [[nodiscard]] double rounds_ms() const { return draft_ms + verify_ms + host_ms; }
 };
 
 // One decode round of a traced request: what calibration learns from.

@@ -71,6 +71,7 @@ void SamplingOptions::validate() const {
             "be finite and above 0", repetition_penalty);
     require(std::fabs(presence_penalty) <= 2.0f, "presence_penalty", "be between -2 and 2", presence_penalty);
     require(std::fabs(frequency_penalty) <= 2.0f, "frequency_penalty", "be between -2 and 2", frequency_penalty);
+    require(penalty_window >= -1, "penalty_window", "be -1 (all) or more", penalty_window);
     for (const auto& [id, bias] : logit_bias) {
         require(id >= 0, "logit_bias token", "be at least 0", id);
         require(std::isfinite(bias), "logit_bias value", "be finite", bias);
@@ -85,12 +86,37 @@ TokenCounts::Entry& TokenCounts::entry(int32_t id) {
     return entries_[it->second];
 }
 
-void TokenCounts::pop_output(int32_t id) {
-    Entry& found = entry(id);
-    if (found.n_output == 0) {
-        throw std::logic_error("pop_output token must have been pushed, got " + std::to_string(id));
+void TokenCounts::count(size_t i, int32_t change) {
+    Entry& found = entry(text_[i]);
+    (i < n_prompt_ ? found.n_prompt : found.n_output) += change;
+}
+
+// The token right before the window of the text as it is.
+void TokenCounts::slide(int32_t change) {
+    const auto n_window = static_cast<size_t>(window_);
+    if (window_ >= 0 && text_.size() > n_window) {
+        count(text_.size() - n_window - 1, change);
     }
-    --found.n_output;
+}
+
+void TokenCounts::push_prompt(int32_t id) {
+    ++n_prompt_;
+    push_output(id);
+}
+
+void TokenCounts::push_output(int32_t id) {
+    text_.push_back(id);
+    count(text_.size() - 1, 1);
+    slide(-1);
+}
+
+void TokenCounts::pop_output(int32_t id) {
+    if (text_.size() == n_prompt_ || text_.back() != id) {
+        throw std::logic_error("pop_output token must have been pushed last, got " + std::to_string(id));
+    }
+    slide(1);
+    count(text_.size() - 1, -1);
+    text_.pop_back();
 }
 
 void adjust_logits(std::span<float> logits, const SamplingOptions& options, const TokenCounts& counts) {

@@ -35,6 +35,7 @@ struct SamplingOptions {
     float repetition_penalty = 1.0f; // over prompt and output tokens: positive logits divided, negative multiplied
     float presence_penalty = 0.0f;   // over output tokens only
     float frequency_penalty = 0.0f;  // over output tokens only, times their count
+    int32_t penalty_window = -1;     // newest tokens that the three look at; 0: none, -1: all
     std::vector<std::pair<int32_t, float>> logit_bias; // (token id, added to its logit)
     uint64_t seed = 0;
 
@@ -43,29 +44,28 @@ struct SamplingOptions {
     [[nodiscard]] Truncation truncation() const { return {temperature, top_k, top_p, min_p}; }
     [[nodiscard]] bool is_greedy() const { return truncation().is_greedy(); }
     [[nodiscard]] bool has_penalties() const {
-        return repetition_penalty != 1.0f || presence_penalty != 0.0f || frequency_penalty != 0.0f;
+        return penalty_window != 0 &&
+               (repetition_penalty != 1.0f || presence_penalty != 0.0f || frequency_penalty != 0.0f);
     }
     // False: the raw logits are final, so a device-side argmax or top-k may be used.
     [[nodiscard]] bool changes_logits() const { return has_penalties() || !logit_bias.empty(); }
 };
 
-// How often each token stands in the prompt and in the output. Push drafted tokens while their rows are verified and
-// pop them again; both are O(1) and nothing is copied per step.
+// How often each token stands among the newest `window` ones of prompt and output (-1: among all). Push drafted tokens
+// while their rows are verified and pop them again, the last one first; both are O(1) and nothing is copied per step.
 class TokenCounts {
   public:
+    explicit TokenCounts(int32_t window = -1) : window_(window) {}
+
     struct Entry {
         int32_t id;
         int32_t n_prompt;
         int32_t n_output;
     };
 
-    void push_prompt(int32_t id) { ++entry(id).n_prompt; }
-    void push_output(int32_t id) { ++entry(id).n_output; }
-    void pop_output(int32_t id); // throws std::logic_error when the count is 0 already
-    void clear() {
-        entries_.clear();
-        index_.clear();
-    }
+    void push_prompt(int32_t id); // the whole prompt comes before the output
+    void push_output(int32_t id);
+    void pop_output(int32_t id); // throws std::logic_error when it was not pushed last
 
     [[nodiscard]] const Entry* find(int32_t id) const {
         const auto it = index_.find(id);
@@ -76,9 +76,14 @@ class TokenCounts {
 
   private:
     Entry& entry(int32_t id);
+    void count(size_t i, int32_t change);
+    void slide(int32_t change);
 
     std::vector<Entry> entries_;
     std::unordered_map<int32_t, size_t> index_;
+    int32_t window_;
+    std::vector<int32_t> text_; // prompt and output
+    size_t n_prompt_ = 0;       // leading tokens of text_
 };
 
 // Token ids and their logits, one for one.

@@ -81,8 +81,12 @@ double Scheduler::step_ms(const PassShape& pass, int32_t n_drafted_rows) const {
 }
 
 // Of plain decoding that goes on: pass after pass of one shape.
+PassShape Scheduler::plain_pass(const StepLoad& load, int32_t n_requests) {
+    return {n_requests, load.n_prefill_rows, load.n_cells, load.n_prefill_rows == 0};
+}
+
 double Scheduler::plain_ms(const StepLoad& load, int32_t n_requests) const {
-    return step_ms({n_requests, load.n_prefill_rows, load.n_cells, load.n_prefill_rows == 0}, 0);
+    return step_ms(plain_pass(load, n_requests), 0);
 }
 
 void Scheduler::price_rows(const StepLoad& load, size_t n_requests, int32_t n_other_rows, bool is_after_draft) {

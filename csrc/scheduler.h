@@ -89,6 +89,10 @@ class Scheduler {
     [[nodiscard]] const CostTable& costs() const { return costs_; }
     [[nodiscard]] const SchedulerOptions& options() const { return options_; }
     void set_costs(const CostCurves& curves) { costs_ = CostTable(curves); }
+    // A pass of plain decoding under this load; 0: unknown, none was ever timed.
+    [[nodiscard]] double plain_pass_ms(const StepLoad& load, int32_t n_requests) const {
+        return costs_.knows_plain() ? pass_ms(plain_pass(load, n_requests)) : 0;
+    }
     // Recent committed tokens per time against plain decoding, at least 1: it can always be had.
     [[nodiscard]] double speedup() const;
 
@@ -105,6 +109,7 @@ class Scheduler {
     void price_entries(std::span<const Proposal> proposals);
     void price_rows(const StepLoad& load, size_t n_requests, int32_t n_other_rows, bool is_after_draft);
     void price_drafts(const StepLoad& load, int32_t n_others);
+    [[nodiscard]] static PassShape plain_pass(const StepLoad& load, int32_t n_requests);
     [[nodiscard]] double plain_ms(const StepLoad& load, int32_t n_requests) const;
     [[nodiscard]] double pass_ms(const PassShape& pass) const;
     [[nodiscard]] double step_ms(const PassShape& pass, int32_t n_drafted_rows) const;

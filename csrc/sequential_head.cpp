@@ -60,8 +60,8 @@ class CountsGuard {
   public:
     explicit CountsGuard(TokenCounts* counts) : counts_(counts) {}
     ~CountsGuard() {
-        for (const int32_t id : pushed_) {
-            counts_->pop_output(id);
+        for (auto id = pushed_.rbegin(); id != pushed_.rend(); ++id) {
+            counts_->pop_output(*id);
         }
     }
     CountsGuard(const CountsGuard&) = delete;

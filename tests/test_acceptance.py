@@ -30,6 +30,7 @@ VARIANTS = {
     "top_p": {"top_p": 0.8},
     "min_p": {"min_p": 0.15},
     "penalties": {"repetition_penalty": 1.4, "presence_penalty": 0.5, "frequency_penalty": 0.3},
+    "window": {"repetition_penalty": 1.8, "frequency_penalty": 1.5, "penalty_window": 2},
     "bias": {"logit_bias": [(2, 1.5), (5, -3.0)], "top_k": 6},
 }
 

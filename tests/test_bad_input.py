@@ -477,6 +477,7 @@ REQUEST: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"presence_penalty": 3}, ValueError, "presence_penalty must be between -2 and 2, got 3"),
     ({"presence_penalty": NAN}, ValueError, "presence_penalty must be .* got nan"),
     ({"frequency_penalty": -3}, ValueError, "frequency_penalty must be .* got -3"),
+    ({"penalty_window": -2}, ValueError, r"penalty_window must be -1 \(all\) or more, got -2"),
     ({"logit_bias": {-1: 1.0}}, ValueError, "logit_bias token must be at least 0, got -1"),
     ({"logit_bias": {0: NAN}}, ValueError, "logit_bias value must be finite, got nan"),
     ({"logit_bias": {0: -INF}}, ValueError, "logit_bias value must be finite, got -inf"),

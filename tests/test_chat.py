@@ -10,7 +10,8 @@ import pytest
 pytest.importorskip("dspark_cpp._core")
 
 from dspark_cpp import DecodeError, SamplingParams
-from dspark_cpp.chat import ReplyBuilder, RequestStats, TextStream, render_chat, without_second_bos
+from dspark_cpp.chat import ReplyBuilder, TextStream, render_chat, without_second_bos
+from dspark_cpp.results import RequestStats
 
 
 def pieces_of(text: str, *sizes: int) -> list[bytes]:

@@ -25,6 +25,7 @@ RANGES = [
     ({"repetition_penalty": 0}, "repetition_penalty must be above 0, got 0"),
     ({"presence_penalty": 3}, "presence_penalty must be at most 2, got 3"),
     ({"frequency_penalty": -3}, "frequency_penalty must be at least -2, got -3"),
+    ({"penalty_window": -2}, "penalty_window must be at least -1, got -2"),
     ({"logit_bias": {-1: 1.0}}, "logit_bias token must be at least 0, got -1"),
     ({"logit_bias": {1: math.inf}}, "logit_bias value must be finite, got inf"),
     ({"seed": -1}, "seed must be at least 0, got -1"),

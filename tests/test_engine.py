@@ -229,9 +229,10 @@ def test_many_threads_submit_while_one_steps(
         {"temperature": 1.0},
         {"temperature": 0.7, "top_k": 40, "top_p": 0.9, "min_p": 0.02},
         {"temperature": 1.3, "repetition_penalty": 1.2, "presence_penalty": 0.5, "frequency_penalty": 0.3},
+        {"temperature": 1.3, "repetition_penalty": 1.2, "frequency_penalty": 0.3, "penalty_window": 8},
         {"temperature": 0.0},
     ],
-    ids=["plain", "truncated", "penalties", "greedy"],
+    ids=["plain", "truncated", "penalties", "window", "greedy"],
 )
 def test_every_rule_runs_with_every_option(
     make_engine: Callable[..., _core.Engine], prompts: list[list[int]], rule: str, options: dict[str, Any]
@@ -291,6 +292,22 @@ def test_penalties_stop_repetition(
     )
     assert sum(answer.tokens.count(77) for answer in fined) < sum(answer.tokens.count(77) for answer in free)
     assert sum(len(set(answer.tokens)) for answer in fined) > sum(len(set(answer.tokens)) for answer in free)
+
+
+@pytest.mark.parametrize("draft_limit", [0, -1])
+@pytest.mark.parametrize("window", [1, 3, 9])
+def test_penalties_forget_what_left_their_window(
+    make_engine: Callable[..., _core.Engine], prompts: list[list[int]], window: int, draft_limit: int
+) -> None:
+    """A favourite comes back as soon as the last of it is out of sight, also when that happens inside a block."""
+    fined = {"repetition_penalty": 1000.0, "penalty_window": window, "logit_bias": {77: 40.0}}
+    options = greedy(N_TOKENS, ignore_eos=True, draft_limit=draft_limit, **fined)
+    engine = make_engine()
+    answers = run(engine, prompts[:4], lambda i: options)
+    for answer in answers:
+        places = [i for i, token in enumerate(answer.tokens) if token == 77]
+        assert places == list(range(0, N_TOKENS, window + 1))
+    assert (engine.stats.n_scheduled > 0) == (draft_limit != 0)
 
 
 def test_end_of_text_ends_the_text_inside_a_block(target: _core.Model, prompts: list[list[int]]) -> None:

@@ -40,6 +40,60 @@ def run(llm: LLM, params: SamplingParams, grammar: _core.Grammar) -> tuple[str, 
             return llm.detokenize(tokens), event
 
 
+@pytest.mark.parametrize(
+    ("repeats", "message"),
+    [
+        ("{4,1}", "grammar must not repeat at least 4 and at most 1 times"),
+        ("{ 4 , 0 }", "grammar must not repeat at least 4 and at most 0 times"),
+        ("{2001}", "grammar must demand at most 2000 repetitions, got 2001"),
+        ("{99999999999999999999,}", "grammar must demand at most 2000 repetitions, got 4294967295"),
+        ("{0,2000} " + "[a]{0,2000} " * 10, "grammar must have bounds of repetitions that add up to 20000 at most"),
+    ],
+)
+def test_endless_repetitions_never_reach_the_parser(llm, repeats, message):
+    with pytest.raises(ValueError, match=message):
+        _core.Grammar(llm.model, f"root ::= [b]{repeats}")
+
+
+@pytest.mark.parametrize(
+    "rule", ['"{4,1}"', '"\\"{4,1}"', "[{4,1}]", "[\\]{4,1}]", '"a" # {4,1}\n', "[a]{4,}", "[a]{0,9999}"]
+)
+def test_what_only_looks_like_one_does(llm, rule):
+    _core.Grammar(llm.model, f"root ::= {rule}")
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "array", "items": {}, "minItems": 5, "maxItems": 2},
+        {"type": "string", "minLength": 5, "maxLength": 2},
+        {"type": "string", "pattern": "^a{5,2}$"},
+        {"type": "array", "minItems": 10**6},
+    ],
+)
+def test_schemas_that_demand_it_are_refused(schema):
+    with pytest.raises(ValueError, match=r"grammar must|JSON schema"):
+        _core.json_schema_to_grammar(json.dumps(schema))
+
+
+@pytest.mark.parametrize("item", ["[a-z]?", "[a-z]*", "[a-z]{0,3}", '("a" | "b")?', '("a"? "b"?)', '("" | "a")'])
+def test_what_may_be_empty_is_not_repeated_often(llm, item):
+    """Such grammars take seconds a token, and everyone in the engine waits."""
+    for gbnf in (f'root ::= ({item}){{0,200}} "b"', f'root ::= x{{0,200}} "b"\nx ::= {item}'):
+        with pytest.raises(ValueError, match="grammar must repeat what may be empty at most 10 times"):
+            _core.Grammar(llm.model, gbnf)
+    _core.Grammar(llm.model, f'root ::= ({item}){{0,8}} ({item})* ([a-z]){{0,2000}} ({item} ","){{0,200}} "b"')
+
+
+def test_many_optional_properties_are_no_such_thing(llm):
+    properties = {f"p{i}": {"type": "integer"} for i in range(300)}
+    for schema in ({"type": "object", "properties": properties}, {"enum": [f"value {i}" for i in range(900)]}):
+        grammar = _core.Grammar(llm.model, _core.json_schema_to_grammar(json.dumps(schema)))
+        text, last = run(llm, SamplingParams(temperature=0, max_tokens=40), grammar)
+        assert last.finish_reason in ("stop", "length")
+        assert text
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_text_is_in_the_language_of_the_grammar(llm, grammar, temperature):
     for seed in range(5):

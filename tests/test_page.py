@@ -97,10 +97,15 @@ def test_figures_show_speed_accepted_length_and_schedule(tab: Any) -> None:
     assert tab.locator("#speed").inner_text() == "–"
     ask(tab, "go")
     tab.wait_for_selector(".facts")
-    speed = float(tab.locator("#speed").inner_text())
-    assert speed > 0
+    assert tab.locator("#speed").inner_text() == "36.0"
     assert tab.locator("#accepted").inner_text() == "4.05"
-    assert "the plain speed of 24.0 tokens/s" in tab.locator("#ratio").inner_text()
+    assert (
+        tab.locator("#ratio")
+        .inner_text()
+        .startswith("1.50 times plain decoding, which makes 24.0 tokens/s under this load.")
+    )
+    assert tab.locator("#strip-ratio").text_content() == "1.50× plain"
+    assert "1.50× plain" in tab.locator(".facts").inner_text()
     assert tab.locator("#plan text").all_text_contents() == list("1234567")
     text = tab.locator("#plan-text").inner_text()
     assert re.fullmatch(r"21 rounds, policy auto: 147 tokens drafted, \d+ verified, 64 accepted \(\d+%\)\.", text)

@@ -28,6 +28,30 @@ def trace(engine: Any, prompts: list[list[int]], **options: Any) -> dict[int, li
     return events
 
 
+def test_progress_is_that_of_the_rounds_so_far(
+    target: _core.Model, drafter: _core.Model, prompts: list[list[int]]
+) -> None:
+    """The last progress is that of the stats, and plain time counts each round's tokens as plain steps of its load."""
+    engine = exact_engine(target, drafter, n_ctx=512, n_parallel=3)
+    plain = [(n, 10.0 * n) for n in range(1, 5)]
+    flat = [(1, 1.0), (64, 1.0)]
+    engine.set_costs({"verify": flat, "plain": plain, "prefill": [], "draft": flat, "inject": [],
+                      "verify_ms_per_row_cell": 0.0, "draft_ms_per_block_cell": 0.0})  # fmt: skip
+    for events in trace(engine, prompts[:1], verification="exact", temperature=0.0, ignore_eos=True).values():
+        stats, progress = events[-1].stats, [event.progress for event in events]
+        assert stats is not None
+        assert progress[0] == (0, 0.0, 0.0)  # the first token comes out of the prompt
+        assert progress == sorted(progress)
+        n_tokens, rounds_ms, plain_ms = progress[-1]
+        assert n_tokens == stats.n_committed == 39
+        assert rounds_ms == pytest.approx(stats.draft_ms + stats.verify_ms + stats.host_ms)
+        assert plain_ms == stats.plain_ms > 0
+    engine = exact_engine(target, drafter, n_ctx=512, n_parallel=3)
+    [events] = trace(engine, prompts[:1], verification="exact", temperature=0.0, ignore_eos=True).values()
+    assert events[-1].stats is not None
+    assert events[-1].stats.plain_ms == 0  # no plain pass was ever timed: nobody knows
+
+
 @pytest.mark.parametrize("rule", RULES)
 def test_rounds_add_up_to_the_stats(
     target: _core.Model, drafter: _core.Model, prompts: list[list[int]], rule: str

@@ -32,6 +32,9 @@ OPTIONS = [
     {"repetition_penalty": 0.7, "presence_penalty": -0.5},
     {"frequency_penalty": 0.4, "presence_penalty": 1.1, "top_p": 0.95},
     {"logit_bias": [(3, 5.0), (0, -100.0)], "repetition_penalty": 1.2, "top_k": 6},
+    {"repetition_penalty": 1.5, "frequency_penalty": 0.3, "penalty_window": 7},
+    {"repetition_penalty": 1.5, "presence_penalty": 0.5, "penalty_window": 33},
+    {"repetition_penalty": 1.5, "frequency_penalty": 0.3, "penalty_window": 0},
 ]
 
 
@@ -151,8 +154,26 @@ def test_top_logprobs_equal_log_softmax_of_raw_logits():
 def test_token_counts_push_and_pop():
     pushed = _math.replay_counts([4, 4, 9], [9, 2, 2, -3, -3, 2])
     assert pushed == [[4, 2, 0], [9, 1, 1], [2, 0, 1]]
-    with pytest.raises(RuntimeError, match="pop_output token must have been pushed, got 4"):
+    with pytest.raises(RuntimeError, match="pop_output token must have been pushed last, got 4"):
         _math.replay_counts([4], [-5])
+    with pytest.raises(RuntimeError, match="pop_output token must have been pushed last, got 4"):
+        _math.replay_counts([], [4, 5, -5])
+
+
+@pytest.mark.parametrize("window", [0, 1, 2, 5, 6, 100])
+def test_token_counts_follow_their_window_both_ways(window):
+    """Counts after any pushes and pops are those of the newest tokens of the text that is left."""
+    rng = np.random.default_rng(window)
+    prompt, text, moves = [3, 1, 1, 4], [], []
+    for _ in range(200):
+        if text and rng.random() < 0.45:
+            moves.append(-1 - text.pop())
+        else:
+            text.append(int(rng.integers(6)))
+            moves.append(text[-1])
+        kept = ([(token, 1) for token in prompt] + [(token, 2) for token in text])[-window:] if window else []
+        for entry in _math.replay_counts(prompt, moves, window):
+            assert entry[1:] == [kept.count((entry[0], 1)), kept.count((entry[0], 2))]
 
 
 def test_popped_tokens_are_not_penalised():
@@ -182,6 +203,7 @@ def test_popped_tokens_are_not_penalised():
         ({"presence_penalty": 2.5}, "presence_penalty must be between -2 and 2, got 2.5"),
         ({"presence_penalty": math.nan}, "presence_penalty must be between -2 and 2, got nan"),
         ({"frequency_penalty": -math.inf}, "frequency_penalty must be between -2 and 2, got -inf"),
+        ({"penalty_window": -2}, r"penalty_window must be -1 \(all\) or more, got -2"),
         ({"logit_bias": [(-1, 1.0)]}, "logit_bias token must be at least 0, got -1"),
         ({"logit_bias": [(1, math.nan)]}, "logit_bias value must be finite, got nan"),
         ({"logit_bias": [(4, 1.0)]}, "logit_bias token must be below n_vocab 4, got 4"),

@@ -23,8 +23,8 @@ std::optional<Verification> parse_verification(const std::string& name) {
 
 RequestOptions make_request_options(int32_t max_tokens, float temperature, int32_t top_k, float top_p, float min_p,
                                     float repetition_penalty, float presence_penalty, float frequency_penalty,
-                                    const std::map<int32_t, float>& logit_bias, uint64_t seed, bool ignore_eos,
-                                    bool context_shift, int32_t n_keep, int32_t n_logprobs,
+                                    int32_t penalty_window, const std::map<int32_t, float>& logit_bias, uint64_t seed,
+                                    bool ignore_eos, bool context_shift, int32_t n_keep, int32_t n_logprobs,
                                     const std::string& verification, const std::optional<std::string>& policy,
                                     int32_t draft_limit, bool trace, std::shared_ptr<TokenMask> grammar) {
     RequestOptions options;
@@ -36,6 +36,7 @@ RequestOptions make_request_options(int32_t max_tokens, float temperature, int32
     options.sampling.repetition_penalty = repetition_penalty;
     options.sampling.presence_penalty = presence_penalty;
     options.sampling.frequency_penalty = frequency_penalty;
+    options.sampling.penalty_window = penalty_window;
     options.sampling.logit_bias.assign(logit_bias.begin(), logit_bias.end());
     options.sampling.seed = seed;
     options.ignore_eos = ignore_eos;
@@ -144,12 +145,18 @@ void register_options(py::module_& module) {
         .def(py::init(&make_request_options), py::kw_only(), py::arg("max_tokens") = 128, py::arg("temperature") = 1.0F,
              py::arg("top_k") = 0, py::arg("top_p") = 1.0F, py::arg("min_p") = 0.0F,
              py::arg("repetition_penalty") = 1.0F, py::arg("presence_penalty") = 0.0F,
-             py::arg("frequency_penalty") = 0.0F, py::arg("logit_bias") = std::map<int32_t, float>{},
-             py::arg("seed") = 0, py::arg("ignore_eos") = false, py::arg("context_shift") = false,
-             py::arg("n_keep") = 0, py::arg("n_logprobs") = -1, py::arg("verification") = "auto",
-             py::arg("policy") = py::none(), py::arg("draft_limit") = -1, py::arg("trace") = false,
-             py::arg("grammar") = nullptr)
+             py::arg("frequency_penalty") = 0.0F, py::arg("penalty_window") = -1,
+             py::arg("logit_bias") = std::map<int32_t, float>{}, py::arg("seed") = 0, py::arg("ignore_eos") = false,
+             py::arg("context_shift") = false, py::arg("n_keep") = 0, py::arg("n_logprobs") = -1,
+             py::arg("verification") = "auto", py::arg("policy") = py::none(), py::arg("draft_limit") = -1,
+             py::arg("trace") = false, py::arg("grammar") = nullptr)
         .def_readonly("draft_limit", &RequestOptions::draft_limit);
+}
+
+// Of the request up to now: tokens of its rounds, their milliseconds, and those of plain decoding.
+std::tuple<int32_t, double, double> progress_of(const Event& event) {
+    const RequestStats& stats = event.stats;
+    return {stats.n_committed, stats.rounds_ms(), stats.plain_ms};
 }
 
 void register_results(py::module_& module) {
@@ -176,7 +183,8 @@ void register_results(py::module_& module) {
         .def_readonly("prefill_ms", &RequestStats::prefill_ms)
         .def_readonly("draft_ms", &RequestStats::draft_ms)
         .def_readonly("verify_ms", &RequestStats::verify_ms)
-        .def_readonly("host_ms", &RequestStats::host_ms);
+        .def_readonly("host_ms", &RequestStats::host_ms)
+        .def_readonly("plain_ms", &RequestStats::plain_ms);
     py::class_<RoundRecord>(module, "RoundRecord")
         .def_readonly("n_drafted", &RoundRecord::n_drafted)
         .def_readonly("prefix_len", &RoundRecord::prefix_len)
@@ -198,6 +206,7 @@ void register_results(py::module_& module) {
                                    return finish_reason_name(event.finish_reason);
                                })
         .def_readonly("error", &Event::error)
+        .def_property_readonly("progress", &progress_of)
         .def_property_readonly("stats", [](const Event& event) -> std::optional<RequestStats> {
             return event.finish_reason == FinishReason::none ? std::nullopt : std::optional(event.stats);
         });

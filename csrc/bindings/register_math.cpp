@@ -40,14 +40,15 @@ SamplingOptions sampling_options(const py::dict& from) {
     read(from, "repetition_penalty", options.repetition_penalty);
     read(from, "presence_penalty", options.presence_penalty);
     read(from, "frequency_penalty", options.frequency_penalty);
+    read(from, "penalty_window", options.penalty_window);
     read(from, "logit_bias", options.logit_bias);
     read(from, "seed", options.seed);
     options.validate();
     return options;
 }
 
-TokenCounts token_counts(const std::vector<int32_t>& prompt, const std::vector<int32_t>& output) {
-    TokenCounts counts;
+TokenCounts token_counts(const std::vector<int32_t>& prompt, const std::vector<int32_t>& output, int32_t window = -1) {
+    TokenCounts counts(window);
     for (const int32_t id : prompt) {
         counts.push_prompt(id);
     }
@@ -94,14 +95,16 @@ void register_sampling(py::module_& m) {
     m.def("target_distribution", [](const FloatArray& logits, const py::dict& options,
                                     const std::vector<int32_t>& prompt, const std::vector<int32_t>& output) {
         Distribution out;
-        DistributionBuilder().target_distribution(as_span(logits), sampling_options(options),
-                                                  token_counts(prompt, output), out);
+        const SamplingOptions read = sampling_options(options);
+        DistributionBuilder().target_distribution(as_span(logits), read,
+                                                  token_counts(prompt, output, read.penalty_window), out);
         return to_tuple(out);
     });
     m.def("argmax_token", [](const FloatArray& logits, const py::dict& options, const std::vector<int32_t>& prompt,
                              const std::vector<int32_t>& output) {
-        return DistributionBuilder().argmax_token(as_span(logits), sampling_options(options),
-                                                  token_counts(prompt, output));
+        const SamplingOptions read = sampling_options(options);
+        return DistributionBuilder().argmax_token(as_span(logits), read,
+                                                  token_counts(prompt, output, read.penalty_window));
     });
     m.def("candidate_distribution", [](std::vector<int32_t> ids, std::vector<float> logits, const py::dict& options) {
         Distribution out;
@@ -130,8 +133,8 @@ void register_sampling(py::module_& m) {
 
 // `pushes_and_pops`: positive = push_output, negative = pop_output of -(id + 1).
 std::vector<std::array<int32_t, 3>> replay_counts(const std::vector<int32_t>& prompt,
-                                                  const std::vector<int32_t>& pushes_and_pops) {
-    TokenCounts counts = token_counts(prompt, {});
+                                                  const std::vector<int32_t>& pushes_and_pops, int32_t window) {
+    TokenCounts counts = token_counts(prompt, {}, window);
     for (const int32_t id : pushes_and_pops) {
         id >= 0 ? counts.push_output(id) : counts.pop_output(-id - 1);
     }
@@ -172,7 +175,7 @@ SimulationOptions simulation_options(const py::dict& from) {
 }
 
 void register_acceptance(py::module_& m) {
-    m.def("replay_counts", &replay_counts);
+    m.def("replay_counts", &replay_counts, py::arg("prompt"), py::arg("pushes_and_pops"), py::arg("window") = -1);
     m.def("verify", &verify_once);
     m.def("simulate", [](const FloatArray& target_logits, const FloatArray& draft_logits, const py::dict& options,
                          int64_t n_trials) {

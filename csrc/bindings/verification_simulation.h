@@ -70,7 +70,7 @@ class Simulation {
     // The anchor and at least n_tokens after it.
     const std::vector<int32_t>& generate(uint64_t seed) {
         tokens_.assign(1, options_.anchor);
-        counts_.clear();
+        counts_ = TokenCounts(options_.sampling.penalty_window);
         counts_.push_prompt(options_.anchor);
         prefix_len_ = static_cast<size_t>(options_.block_size);
         first_accepted_ = -1;

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dspark_cpp._core import BuildInfo, __version__, build_info
-    from dspark_cpp.chat import Chunk, Completion, RequestStats, TokenLogprob
     from dspark_cpp.config import EngineConfig, SamplingParams
     from dspark_cpp.errors import (
         ContextFullError,
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
         QueueFullError,
     )
     from dspark_cpp.llm import LLM
+    from dspark_cpp.results import Chunk, Completion, RequestStats, TokenLogprob
 
 __all__ = [
     "LLM",

@@ -196,6 +196,7 @@ class RequestOptions:
         repetition_penalty: float = 1.0,
         presence_penalty: float = 0.0,
         frequency_penalty: float = 0.0,
+        penalty_window: int = -1,  # newest tokens that the three look at; 0: none, -1: all
         logit_bias: dict[int, float] = ...,
         seed: int = 0,
         ignore_eos: bool = False,
@@ -260,6 +261,8 @@ class RequestStats:
     def verify_ms(self) -> float: ...
     @property
     def host_ms(self) -> float: ...
+    @property
+    def plain_ms(self) -> float: ...  # what its rounds' tokens would have taken without a drafter; 0: unknown
 
 class RoundRecord:
     """One decode round of a traced request: what calibration learns from."""
@@ -294,6 +297,8 @@ class Event:
     def finish_reason(self) -> str | None: ...  # stop | length | context_full | cancelled | error
     @property
     def error(self) -> str: ...
+    @property
+    def progress(self) -> tuple[int, float, float]: ...  # of the rounds so far: n_committed, their ms, plain_ms
     @property
     def stats(self) -> RequestStats | None: ...  # with finish_reason only
 

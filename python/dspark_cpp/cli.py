@@ -23,8 +23,9 @@ from dspark_cpp.store_cli import register
 
 if TYPE_CHECKING:
     from dspark_cpp._core import BuildInfo
-    from dspark_cpp.chat import Chunk, Message, RequestStats
+    from dspark_cpp.chat import Message
     from dspark_cpp.llm import LLM
+    from dspark_cpp.results import Chunk, RequestStats
 
 __all__ = ["app", "main"]
 

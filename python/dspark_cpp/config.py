@@ -6,14 +6,25 @@ knows no engine, no text, no thread.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
 from typing import Literal, TypedDict, get_args
 
 from dspark_cpp.calibration import Calibration
+from dspark_cpp.option_checks import (
+    FLOAT_MAX,
+    INT_MAX,
+    check_bool,
+    check_choice,
+    checked_biases,
+    checked_count,
+    checked_integer,
+    checked_number,
+    checked_policy,
+    checked_stops,
+    store,
+)
 
 __all__ = [
     "CalibrateConfig",
@@ -43,9 +54,7 @@ Policy = str | int
 Objective = Literal["throughput", "latency"]
 CostSource = Literal["auto", "measure", "none"]
 
-_INT_MAX = 2**31 - 1
 _SEED_MAX = 2**64 - 1
-_FLOAT_MAX = 1e30  # the engine computes in 32-bit floats: anything larger would silently become infinite there
 _LOGPROBS_MAX = 1000
 
 
@@ -70,6 +79,8 @@ class SamplingParams:
         Above 0. Logits of tokens of prompt and output are divided (positive) or multiplied (negative) by it; 1 is off.
     presence_penalty, frequency_penalty : float
         In [-2, 2]. Taken off the logits of tokens of the output, once or times their count.
+    penalty_window : int
+        How many of the newest tokens these three penalties look at; -1 is all of prompt and output, 0 none.
     logit_bias : mapping of int to float, optional
         Token id to what is added to its logit.
     seed : int, optional
@@ -111,6 +122,7 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    penalty_window: int = -1
     logit_bias: Mapping[int, float] | None = None
     seed: int | None = None
     stop: str | Sequence[str] = ()
@@ -125,32 +137,33 @@ class SamplingParams:
     def __post_init__(self) -> None:
         self._check_lengths()
         self._check_distribution()
-        _store(self, "logit_bias", _biases(self.logit_bias))
-        _store(self, "stop", _stop_strings(self.stop))
-        _check_bool("ignore_eos", self.ignore_eos)
-        _check_bool("context_shift", self.context_shift)
-        _store(self, "n_keep", _integer("n_keep", self.n_keep, -1, _INT_MAX))
-        _check_choice("verification", self.verification, get_args(Verification))
+        store(self, "logit_bias", checked_biases(self.logit_bias))
+        store(self, "stop", checked_stops(self.stop))
+        check_bool("ignore_eos", self.ignore_eos)
+        check_bool("context_shift", self.context_shift)
+        store(self, "n_keep", checked_integer("n_keep", self.n_keep, -1, INT_MAX))
+        check_choice("verification", self.verification, get_args(Verification))
         if self.policy is not None:
-            _store(self, "policy", _policy(self.policy))
-        _store(self, "draft", _count_or_choice("draft", self.draft, ("auto", "off")))
+            store(self, "policy", checked_policy(self.policy))
+        store(self, "draft", checked_count("draft", self.draft, ("auto", "off")))
 
     def _check_lengths(self) -> None:
-        _store(self, "max_tokens", _integer("max_tokens", self.max_tokens, 1, _INT_MAX))
+        store(self, "max_tokens", checked_integer("max_tokens", self.max_tokens, 1, INT_MAX))
         if self.seed is not None:
-            _store(self, "seed", _integer("seed", self.seed, 0, _SEED_MAX))
+            store(self, "seed", checked_integer("seed", self.seed, 0, _SEED_MAX))
         if self.logprobs is not None:
-            _store(self, "logprobs", _integer("logprobs", self.logprobs, 0, _LOGPROBS_MAX))
+            store(self, "logprobs", checked_integer("logprobs", self.logprobs, 0, _LOGPROBS_MAX))
 
     def _check_distribution(self) -> None:
-        _store(self, "temperature", _number("temperature", self.temperature, 0.0, _FLOAT_MAX))
-        _store(self, "top_k", _integer("top_k", self.top_k, 0, _INT_MAX))
-        _store(self, "top_p", _number("top_p", self.top_p, 0.0, 1.0, above=True))
-        _store(self, "min_p", _number("min_p", self.min_p, 0.0, 1.0))
-        repetition = _number("repetition_penalty", self.repetition_penalty, 0.0, _FLOAT_MAX, above=True)
-        _store(self, "repetition_penalty", repetition)
-        _store(self, "presence_penalty", _number("presence_penalty", self.presence_penalty, -2.0, 2.0))
-        _store(self, "frequency_penalty", _number("frequency_penalty", self.frequency_penalty, -2.0, 2.0))
+        store(self, "temperature", checked_number("temperature", self.temperature, 0.0, FLOAT_MAX))
+        store(self, "top_k", checked_integer("top_k", self.top_k, 0, INT_MAX))
+        store(self, "top_p", checked_number("top_p", self.top_p, 0.0, 1.0, above=True))
+        store(self, "min_p", checked_number("min_p", self.min_p, 0.0, 1.0))
+        repetition = checked_number("repetition_penalty", self.repetition_penalty, 0.0, FLOAT_MAX, above=True)
+        store(self, "repetition_penalty", repetition)
+        store(self, "presence_penalty", checked_number("presence_penalty", self.presence_penalty, -2.0, 2.0))
+        store(self, "frequency_penalty", checked_number("frequency_penalty", self.frequency_penalty, -2.0, 2.0))
+        store(self, "penalty_window", checked_integer("penalty_window", self.penalty_window, -1, INT_MAX))
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -260,19 +273,19 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         for name, (low, high) in _ENGINE_RANGES.items():
-            _store(self, name, _integer(name, getattr(self, name), low, high))
+            store(self, name, checked_integer(name, getattr(self, name), low, high))
         if self.n_candidates is not None:
-            _store(self, "n_candidates", _integer("n_candidates", self.n_candidates, 1, _INT_MAX))
+            store(self, "n_candidates", checked_integer("n_candidates", self.n_candidates, 1, INT_MAX))
         for name in ("use_mmap", "check_tensors", "prefix_reuse"):
-            _check_bool(name, getattr(self, name))
+            check_bool(name, getattr(self, name))
         if self.flash_attention is not None:
-            _check_bool("flash_attention", self.flash_attention)
-        _check_choice("kv_type", self.kv_type, get_args(KVType))
-        _check_choice("head", self.head, get_args(Head))
-        _check_choice("cpu_kernels", self.cpu_kernels, get_args(CpuKernels))
-        _check_choice("objective", self.objective, get_args(Objective))
-        _check_choice("costs", self.costs, get_args(CostSource))
-        _store(self, "policy", _policy(self.policy))
+            check_bool("flash_attention", self.flash_attention)
+        check_choice("kv_type", self.kv_type, get_args(KVType))
+        check_choice("head", self.head, get_args(Head))
+        check_choice("cpu_kernels", self.cpu_kernels, get_args(CpuKernels))
+        check_choice("objective", self.objective, get_args(Objective))
+        check_choice("costs", self.costs, get_args(CostSource))
+        store(self, "policy", checked_policy(self.policy))
         if not isinstance(self.calibration, str | os.PathLike | Calibration | None):
             raise TypeError(f"calibration must be a path or a Calibration, got {self.calibration!r}")
 
@@ -293,8 +306,8 @@ class DemoConfig:
     max_tokens: int = 128
 
     def __post_init__(self) -> None:
-        _store(self, "n_repeats", _integer("n_repeats", self.n_repeats, 1, _INT_MAX))
-        _store(self, "max_tokens", _integer("max_tokens", self.max_tokens, 2, _INT_MAX))
+        store(self, "n_repeats", checked_integer("n_repeats", self.n_repeats, 1, INT_MAX))
+        store(self, "max_tokens", checked_integer("max_tokens", self.max_tokens, 2, INT_MAX))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -325,15 +338,15 @@ class CalibrateConfig:
 
     def __post_init__(self) -> None:
         for rule in self.rules:
-            _check_choice("rules", rule, ("exact", "rejection", "block"))
-        temperatures = tuple(_number("temperatures", one, 0.0, _FLOAT_MAX) for one in self.temperatures)
+            check_choice("rules", rule, ("exact", "rejection", "block"))
+        temperatures = tuple(checked_number("temperatures", one, 0.0, FLOAT_MAX) for one in self.temperatures)
         for name, values in (("rules", self.rules), ("temperatures", temperatures)):
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"{name} must hold different values, at least one, got {list(values)}")
-        _store(self, "temperatures", temperatures)
-        _store(self, "n_tokens", _integer("n_tokens", self.n_tokens, 1, _INT_MAX))
-        _store(self, "max_tokens", _integer("max_tokens", self.max_tokens, 2, _INT_MAX))
-        _store(self, "seed", _integer("seed", self.seed, 0, _INT_MAX))
+        store(self, "temperatures", temperatures)
+        store(self, "n_tokens", checked_integer("n_tokens", self.n_tokens, 1, INT_MAX))
+        store(self, "max_tokens", checked_integer("max_tokens", self.max_tokens, 2, INT_MAX))
+        store(self, "seed", checked_integer("seed", self.seed, 0, INT_MAX))
 
 
 def params_per_prompt(params: object, n_prompts: int) -> list[SamplingParams]:
@@ -387,110 +400,16 @@ class EngineOptions(TypedDict, total=False):
 _ENGINE_RANGES = {
     "n_ctx": (0, 2**24),
     "n_parallel": (1, 256),
-    "n_gpu_layers": (-1, _INT_MAX),
+    "n_gpu_layers": (-1, INT_MAX),
     "n_threads": (0, 512),
     "n_threads_batch": (0, 512),
     "n_batch": (1, 2**14),
-    "draft_window": (1, _INT_MAX),
-    "max_queue": (1, _INT_MAX),
-    "prefill_chunk": (1, _INT_MAX),
+    "draft_window": (1, INT_MAX),
+    "max_queue": (1, INT_MAX),
+    "prefill_chunk": (1, INT_MAX),
 }
 
 
 def default_candidates(head: str, head_type: str) -> int:
     """Return the candidates per slot that a form of the sequential head needs with a type of Markov head."""
     return 64 if (head, head_type) == ("candidates", "vanilla") else 256
-
-
-def _store(options: object, name: str, value: object) -> None:
-    object.__setattr__(options, name, value)  # frozen: only __post_init__ may, to keep the checked form
-
-
-def _integer(name: str, value: object, low: int, high: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    number = int(value)
-    if not low <= number <= high:
-        rule = f"be at least {low}" if number < low else f"be at most {high}"
-        raise ValueError(f"{name} must {rule}, got {number}")
-    return number
-
-
-def _number(name: str, value: object, low: float, high: float, *, above: bool = False) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
-        raise ValueError(f"{name} must be finite, got {value}")
-    if number < low or number > high or (above and number == low):
-        rule = f"be {'above' if above else 'at least'} {low:g}" if number <= low else f"be at most {high:g}"
-        raise ValueError(f"{name} must {rule}, got {value}")
-    return number
-
-
-def _check_bool(name: str, value: object) -> None:
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {value!r}")
-
-
-def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
-    if not isinstance(value, str):
-        raise TypeError(f"{name} must be a string, got {value!r}")
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
-
-
-def _count_or_choice(name: str, value: object, choices: Sequence[str]) -> str | int:
-    if isinstance(value, str):
-        if value not in choices:
-            raise ValueError(f"{name} must be one of {', '.join(choices)} or a number of tokens, got {value!r}")
-        return value
-    return _integer(name, value, 0, _INT_MAX)
-
-
-def _policy(value: object) -> str:
-    """Return the policy as the engine takes it: a number is a fixed length, "auto" the default."""
-    if not isinstance(value, str):
-        length = _integer("policy", value, 0, _INT_MAX)
-        return f"fixed:{length}" if length else "off"
-    name, _, argument = value.partition(":")
-    rule = "be off, full, fixed:n, threshold:p, algorithm1, adaptive or a number of tokens"
-    if value in ("auto", "adaptive"):
-        return "adaptive"
-    if value in ("off", "full", "algorithm1"):
-        return value
-    if name == "fixed" and argument.isascii() and argument.isdecimal():
-        return _policy(int(argument))
-    if name == "threshold":
-        try:
-            threshold = float(argument)
-        except ValueError:
-            raise ValueError(f"policy must {rule}, got {value!r}") from None
-        return f"threshold:{_number('policy threshold', threshold, 0.0, 1.0)!r}"
-    raise ValueError(f"policy must {rule}, got {value!r}")
-
-
-def _stop_strings(value: object) -> tuple[str, ...]:
-    if not isinstance(value, str | Sequence) or isinstance(value, bytes):
-        raise TypeError(f"stop must be a string or a sequence of strings, got {value!r}")
-    strings = (value,) if isinstance(value, str) else tuple(value)
-    for string in strings:
-        if not isinstance(string, str):
-            raise TypeError(f"stop must hold strings, got {string!r}")
-        if not string:
-            raise ValueError("stop must hold strings of at least one character, got ''")
-    return strings
-
-
-def _biases(value: object) -> dict[int, float] | None:
-    if value is None:
-        return None
-    if not isinstance(value, Mapping):
-        raise TypeError(f"logit_bias must map token ids to numbers, got {value!r}")
-    return {
-        _integer("logit_bias token", token, 0, _INT_MAX): _number("logit_bias value", bias, -_FLOAT_MAX, _FLOAT_MAX)
-        for token, bias in value.items()
-    }

@@ -22,9 +22,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dspark_cpp.chat import Completion, RequestStats
 from dspark_cpp.config import DemoConfig, SamplingParams
 from dspark_cpp.llm import LLM
+from dspark_cpp.results import Completion, RequestStats
 
 __all__ = ["run_demo"]
 

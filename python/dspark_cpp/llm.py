@@ -18,19 +18,19 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, Unpack, overload
 
 from dspark_cpp import _core
-from dspark_cpp.calibration_files import find_calibration
-from dspark_cpp.chat import Chunk, Completion, Message, ReplyBuilder, render_chat, without_second_bos
+from dspark_cpp.chat import Message, ReplyBuilder, render_chat, without_second_bos
 from dspark_cpp.config import (
     EngineConfig,
     EngineOptions,
     SamplingParams,
     checked_text,
-    default_candidates,
     params_per_prompt,
 )
+from dspark_cpp.core_objects import load_models, make_engine, request_options
 from dspark_cpp.cost_cache import prepare_costs
 from dspark_cpp.engine_loop import Deliver, EngineLoop, RequestGroup
 from dspark_cpp.errors import QueueFullError
+from dspark_cpp.results import Chunk, Completion
 
 __all__ = ["LLM", "Prompt"]
 
@@ -90,8 +90,8 @@ class LLM:
         **options: Unpack[EngineOptions],
     ) -> None:
         config = EngineConfig(**options)
-        self._model, self._drafter = _load_models(model, draft, config)
-        engine = _make_engine(self._model, self._drafter, config, self._synthetic_acceptance)
+        self._model, self._drafter = load_models(model, draft, config)
+        engine = make_engine(self._model, self._drafter, config, self._synthetic_acceptance)
         self._n_ctx = engine.n_ctx
         self._engine = engine
         self._cost_cache = prepare_costs(self._model, self._drafter, engine, config)
@@ -344,7 +344,7 @@ class LLM:
             As the engine finds.
         """
         seed = secrets.randbits(64) if params.seed is None else params.seed
-        return self._loop.submit(prompt, _request_options(params, seed, grammar), deliver)
+        return self._loop.submit(prompt, request_options(params, seed, grammar), deliver)
 
     def cancel(self, request_id: int) -> bool:
         """End a request of `submit` within one step; its last event still comes. False if it has already ended."""
@@ -356,7 +356,7 @@ class LLM:
         tokens = self._tokens_of(prompt)
         seed = secrets.randbits(64) if params.seed is None else params.seed
         reply = ReplyBuilder(self._model, params, seed)
-        return _Work(tokens, _request_options(params, seed), reply)
+        return _Work(tokens, request_options(params, seed), reply)
 
     def _tokens_of(self, prompt: Prompt) -> list[int]:
         tokens = self.tokenize(prompt) if isinstance(prompt, str) and prompt else self._checked_tokens(prompt)
@@ -394,95 +394,6 @@ class LLM:
                     group.cancel(request_id)
                 if chunk.token_ids or chunk.finish_reason:
                     yield chunk
-
-
-def _load_models(
-    model: str | os.PathLike[str] | _core.Model,
-    draft: str | os.PathLike[str] | _core.Model | None,
-    config: EngineConfig,
-) -> tuple[_core.Model, _core.Model | None]:
-    options: dict[str, Any] = {
-        "n_gpu_layers": config.n_gpu_layers,
-        "use_mmap": config.use_mmap,
-        "check_tensors": config.check_tensors,
-        "use_kernels": config.cpu_kernels == "auto",
-    }
-    target = model if isinstance(model, _core.Model) else _core.Model.load_target(os.fspath(model), **options)
-    if draft is None or isinstance(draft, _core.Model):
-        return target, draft
-    return target, _core.Model.load_drafter(os.fspath(draft), target, **options)
-
-
-def _make_engine(
-    target: _core.Model,
-    drafter: _core.Model | None,
-    config: EngineConfig,
-    synthetic_acceptance: _core.SyntheticAcceptance | None = None,
-) -> _core.Engine:
-    return _core.Engine(
-        target,
-        drafter,
-        n_ctx=config.n_ctx,
-        n_parallel=config.n_parallel,
-        n_batch=config.n_batch,
-        n_threads=config.n_threads,
-        n_threads_batch=config.n_threads_batch,
-        kv_type=config.kv_type,
-        head=config.head,
-        n_candidates=_n_candidates(drafter, config),
-        policy=str(config.policy),
-        objective=config.objective,
-        calibration=_calibration(target, drafter, config),
-        draft_window=config.draft_window,
-        max_queue=config.max_queue,
-        prefill_chunk=config.prefill_chunk,
-        prefix_reuse=config.prefix_reuse,
-        flash_attention=config.flash_attention,
-        synthetic_acceptance=synthetic_acceptance,
-    )
-
-
-def _n_candidates(drafter: _core.Model | None, config: EngineConfig) -> int:
-    if config.n_candidates is not None:
-        return config.n_candidates
-    return default_candidates(config.head, "none" if drafter is None else drafter.drafter_info.head_type)
-
-
-_Floats = tuple[float, ...]
-
-
-def _calibration(
-    target: _core.Model, drafter: _core.Model | None, config: EngineConfig
-) -> list[tuple[str, float, _Floats, _Floats, _Floats, _Floats]]:
-    if drafter is None:
-        return []
-    block_size = drafter.drafter_info.block_size
-    found = find_calibration(drafter.path, block_size, target=target.path, calibration=config.calibration)
-    entries = found.entries if found else ()
-    return [(e.rule, e.temperature, e.sts, e.acceptance, e.offsets, e.maps) for e in entries]
-
-
-def _request_options(params: SamplingParams, seed: int, grammar: _core.Grammar | None = None) -> _core.RequestOptions:
-    return _core.RequestOptions(
-        max_tokens=params.max_tokens,
-        temperature=params.temperature,
-        top_k=params.top_k,
-        top_p=params.top_p,
-        min_p=params.min_p,
-        repetition_penalty=params.repetition_penalty,
-        presence_penalty=params.presence_penalty,
-        frequency_penalty=params.frequency_penalty,
-        logit_bias=dict(params.logit_bias or {}),
-        seed=seed,
-        ignore_eos=params.ignore_eos,
-        context_shift=params.context_shift,
-        n_keep=params.n_keep,
-        n_logprobs=-1 if params.logprobs is None else params.logprobs,
-        verification=params.rule if grammar is None else params.verification,  # a grammar goes with "exact" alone
-        policy=None if params.policy is None else str(params.policy),
-        draft_limit=params.draft_limit,
-        grammar=grammar,
-    )
 
 
 def _submit_some(group: RequestGroup, waiting: deque[_Work], running: dict[int, ReplyBuilder]) -> None:

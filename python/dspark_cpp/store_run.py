@@ -28,6 +28,7 @@ _SAMPLING = {
     "repeat_penalty": "repetition_penalty",
     "presence_penalty": "presence_penalty",
     "frequency_penalty": "frequency_penalty",
+    "repeat_last_n": "penalty_window",
     "seed": "seed",
     "stop": "stop",
 }

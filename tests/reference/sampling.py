@@ -16,8 +16,14 @@ def adjust_logits(logits: Array, options: Mapping[str, Any], prompt: Sequence[in
 
     Notes
     -----
-    Semantics of vLLM: repetition over prompt and output, presence and frequency over the output only.
+    Semantics of vLLM: repetition over prompt and output, presence and frequency over the output only; of both what is
+    among the newest `penalty_window` tokens (-1: all of it).
     """
+    window = options.get("penalty_window", -1)
+    if window >= 0:
+        n_output = min(window, len(output))
+        n_prompt = min(window - n_output, len(prompt))
+        prompt, output = prompt[len(prompt) - n_prompt :], output[len(output) - n_output :]
     adjusted = np.array(logits, dtype=np.float64)
     for token, bias in options.get("logit_bias", []):
         adjusted[token] += bias

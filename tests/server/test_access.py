@@ -115,11 +115,25 @@ def test_deep_and_wide_schemas_are_refused(http):
 
 
 @pytest.mark.parametrize("schema", [{"type": "nonsense"}, {"pattern": "^(((", "type": "string"}, {"$ref": "#/nowhere"},
-                                    {"type": "string", "maxLength": 10**9}])  # fmt: skip
-def test_impossible_schemas_end_in_an_answer(http, schema):
-    answer = http.post("/api/generate", json=ASK | {"format": schema})
-    assert answer.status_code in (200, 400)
+                                    {"type": "string", "maxLength": 10**9}, {"type": "array", "minItems": 10**6},
+                                    {"type": "array", "items": {}, "minItems": 5, "maxItems": 2},
+                                    {"type": "string", "minLength": 5, "maxLength": 2}])  # fmt: skip
+def test_impossible_schemas_end_in_an_answer(server, http, schema):
+    secret = {"description": "purple elephants", "const": "purple elephants"}
+    schema = {"type": "object", "properties": {"purple elephants": secret, "a": schema}, "required": ["a"]}
+    chat = {"model": "demo", "messages": [{"role": "user", "content": "x"}], "stream": False}
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    for path, body in (
+        ("/api/generate", ASK | {"format": schema}),
+        ("/api/generate", ASK | {"format": schema, "raw": True}),
+        ("/api/chat", chat | {"format": schema, "options": {"num_predict": 5}}),
+        ("/v1/chat/completions", chat | {"response_format": wanted, "max_tokens": 5}),
+        ("/v1/completions", {"model": "demo", "prompt": "x", "response_format": wanted, "max_tokens": 5}),
+    ):
+        answer = http.post(path, json=body)
+        assert answer.status_code in (200, 400), path
     assert http.get("/health").status_code == 200
+    assert "elephants" not in server.log.read_text()  # neither by us nor by llama.cpp
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,8 @@ from dspark_cpp.server.settings import ServerConfig
 class Pool(EnginePool):
     """A pool whose models are names: what is loaded when can be watched."""
 
-    def __init__(self, **options) -> None:
-        catalog = SimpleNamespace(get=lambda name: SimpleNamespace(name=name, digest=name, size=10, parameters={}))
+    def __init__(self, size: int = 10, **options) -> None:
+        catalog = SimpleNamespace(get=lambda name: SimpleNamespace(name=name, digest=name, size=size, parameters={}))
         super().__init__(catalog, ServerConfig(max_memory=15, **options))
         self.loaded: list[str] = []
 
@@ -55,6 +55,22 @@ def test_a_busy_model_does_not_keep_others_out():
         await asyncio.gather(*tasks)
         assert pool.loaded == ["a", "b", "a"]
         assert pool.n_waiting == 0
+
+    asyncio.run(work())
+
+
+def test_room_is_made_for_what_a_model_took_before():
+    """Files of 1 byte, 10 bytes when loaded: two of them fit into 15 until that is known."""
+
+    async def work():
+        pool, order = Pool(size=1), []
+        await asyncio.gather(visit(pool, "a", 0.1, order), visit(pool, "b", 0.1, order))
+        assert len(pool.models) == 2
+        for name in "ab":
+            pool._models.pop(name)
+        await asyncio.gather(visit(pool, "a", 0.1, order), visit(pool, "b", 0.1, order))
+        assert [model.entry.name for model in pool.models] == ["b"]  # it waited until `a` could go
+        assert pool.loaded == ["a", "b", "a", "b"]
 
     asyncio.run(work())
 

@@ -75,6 +75,7 @@ def test_list_show_ps(client):
     assert model.size == sum((DEMO / name).stat().st_size for name in ("target.gguf", "drafter.gguf"))
     shown = client.show("demo")
     assert shown.modelinfo["general.architecture"] == "qwen3"
+    assert shown.modelinfo["general.parameter_count"] == 8_395_264
     assert "completion" in shown.capabilities
     client.generate(model="demo", prompt="", keep_alive="10m")
     [running] = client.ps().models
@@ -121,6 +122,15 @@ def test_create_copy_delete(client):
         client.delete(name)
     with pytest.raises(ollama.ResponseError, match="model 'mine' not found"):
         client.show("mine")
+
+
+def test_create_from_a_model_of_the_command_line(client):
+    client.create(model="tuned", from_="demo", system="Be brief.", parameters={"num_predict": 5, "temperature": 0})
+    answer = client.generate(model="tuned", prompt=QUESTION)
+    assert answer.eval_count == 5
+    assert "DRAFT" in client.show("tuned").modelfile  # its drafter came along
+    client.delete("tuned")
+    assert client.generate(model="demo", prompt="x", options=GREEDY).done  # the files stay
 
 
 def test_errors_have_ollamas_words(client):

@@ -32,7 +32,6 @@ def logged(server, body, path="/api/generate"):
         ({"mirostat": 1}, "option 'mirostat' has no effect here"),
         ({"typical_p": 0.5}, "option 'typical_p' has no effect here"),
         ({"num_thread": 2}, "option 'num_thread' has no effect here"),
-        ({"repeat_last_n": 32}, "option 'repeat_last_n' has no effect here"),
         ({"wings": 2}, "option 'wings' is unknown"),
     ],
 )
@@ -41,7 +40,7 @@ def test_options_without_effect_are_named_in_the_log(server, options, warning):
 
 
 def test_options_with_effect_are_not(server):
-    options = {"repeat_last_n": -1, "repeat_penalty": 1.1, "num_ctx": 512, "num_keep": 2, "draft_num_predict": 2}
+    options = {"repeat_last_n": 32, "repeat_penalty": 1.1, "num_ctx": 512, "num_keep": 2, "draft_num_predict": 2}
     options |= {"presence_penalty": 0.5, "frequency_penalty": 0.5, "min_p": 0.1, "top_k": 3, "top_p": 0.9, "stop": "x"}
     assert "warning" not in logged(server, GENERATE | {"options": options | {"num_predict": 1, "seed": 3}})
 
@@ -75,6 +74,22 @@ def test_num_predict(http):
         assert http.post("/api/generate", json=GENERATE | {"options": options}).json()["eval_count"] > 10
 
 
+def test_repeat_last_n_is_how_far_penalties_look_back(http):
+    """A penalty of a million forbids what is in the window: with 0 nothing, with -1 all of prompt and answer."""
+    texts = {}
+    for window in (0, 1, 2, -1):
+        options = {"temperature": 0, "num_predict": 24, "repeat_penalty": 1e6, "repeat_last_n": window}
+        body = GENERATE | {"options": options, "logprobs": True}
+        texts[window] = [entry["token"] for entry in http.post("/api/generate", json=body).json()["logprobs"]]
+    free = http.post("/api/generate", json=GENERATE | {"options": {"temperature": 0, "num_predict": 24}}).json()
+    assert "".join(texts[0]) == free["response"]
+    assert len(set(texts[-1])) == len(texts[-1])
+    for window in (1, 2):
+        tokens = texts[window]
+        assert all(tokens[i] not in tokens[max(i - window, 0) : i] for i in range(len(tokens)))
+        assert len(set(tokens)) < len(tokens)
+
+
 def test_stop_and_seed(http):
     options = {"temperature": 0, "num_predict": 40}
     whole = http.post("/api/generate", json=GENERATE | {"options": options}).json()["response"]
@@ -104,11 +119,14 @@ def test_logprobs_of_ollama_match_openais(http):
     assert "logprobs" not in http.post("/api/chat", json=body | {"logprobs": False, "top_logprobs": 0}).json()
 
 
-@pytest.mark.parametrize("value", ["5m", "1h30m", 300, -1, "-1", "-1m", "0.5h"])
+FOREVER = [-1, "-1", "-1m", 1e300, 10**25, "9999999999h", "inf"]
+
+
+@pytest.mark.parametrize("value", ["5m", "1h30m", 300, 299.5, "0.5h", *FOREVER])
 def test_keep_alive_forms(http, value):
     http.post("/api/generate", json=GENERATE | {"keep_alive": value, "options": {"num_predict": 1}})
     [model] = http.get("/api/ps").json()["models"]
-    assert (model["expires_at"] > "9000") == (value in (-1, "-1", "-1m"))
+    assert (model["expires_at"] > "9000") == (value in FOREVER)
 
 
 @pytest.mark.parametrize("value", ["soon", "5 parsecs", {}, [1], True, "m"])
@@ -126,6 +144,17 @@ def test_keep_alive_zero_unloads_after_the_answer(tmp_path):
             if client.get("/api/ps").json()["models"] == []:
                 break
         assert client.get("/api/ps").json()["models"] == []
+
+
+def test_formats_that_nothing_can_keep_to_are_the_clients_mistake(http):
+    schema = {"type": "integer", "minimum": 5, "maximum": 3}
+    answer = http.post("/api/generate", json=GENERATE | {"format": schema, "raw": True})
+    assert (answer.status_code, answer.json()["error"][:31]) == (400, "grammar must allow a token at e")
+    lines = http.post("/api/generate", json=GENERATE | {"format": schema, "raw": True, "stream": True})
+    assert "grammar must allow" in lines.json()["error"]
+    body = COMPLETE | {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}}
+    answer = http.post("/v1/completions", json=body)
+    assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error")
 
 
 def test_images_are_refused_clearly(http):

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from dspark_cpp.chat import TokenLogprob
+from dspark_cpp.results import TokenLogprob
 from dspark_cpp.server.catalog import Catalog
 from dspark_cpp.server.engine_pool import EnginePool
 from dspark_cpp.server.exchange import Deadline, read_body, record

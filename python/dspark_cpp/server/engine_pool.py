@@ -57,6 +57,7 @@ class EnginePool:
         self._config = config
         self._limit = config.max_memory or int(_MEMORY_SHARE * _installed_bytes())
         self._models: dict[str, LoadedModel] = {}
+        self._known_bytes: dict[str, int] = {}  # what models took when they were loaded, by digest
         self._changed = asyncio.Condition()
         self._notices: set[asyncio.Task[None]] = set()
         self._line: deque[_Ticket] = deque()  # who waits, in the order of coming
@@ -183,6 +184,7 @@ class EnginePool:
             if not self._is_blocked:
                 await _uninterrupted(self._load(entry, n_ctx))
                 model = self._models[entry.name]
+                self._known_bytes[entry.digest] = model.memory_bytes
                 for ticket in self._line:
                     ticket.may_join = ticket.entry.name == entry.name
         return model
@@ -194,9 +196,10 @@ class EnginePool:
             if old.n_users:
                 return False
             await self._drop(old)
-        needed = int(_OVERHEAD * entry.size)
-        if needed > self._limit:
-            raise Problem(500, f"model requires more memory ({needed} bytes) than it may take ({self._limit} bytes)")
+        least = int(_OVERHEAD * entry.size)
+        if least > self._limit:
+            raise Problem(500, f"model requires more memory ({least} bytes) than it may take ({self._limit} bytes)")
+        needed = self._known_bytes.get(entry.digest, least)
         for model in sorted(self._idle(), key=lambda model: model.last_used):
             if self._used_bytes() + needed <= self._limit:
                 break
@@ -204,7 +207,7 @@ class EnginePool:
         return not self._models or self._used_bytes() + needed <= self._limit
 
     async def _shrink(self, newest: LoadedModel) -> None:
-        """Unload idle models while all take too much: what caches take is known only after loading."""
+        """Unload idle models while all take too much: what caches take is known only after the first loading."""
         for model in sorted(self._idle(), key=lambda model: model.last_used):
             if model is not newest and self._used_bytes() > self._limit:
                 await self._drop(model)
@@ -219,7 +222,8 @@ class EnginePool:
         except Exception as error:
             _log.warning("cannot load model %s: %s", entry.name, error)
             raise
-        model = LoadedModel(entry, llm, self._config.keep_alive, self._config.engine.n_parallel)
+        engine = self._config.engine
+        model = LoadedModel(entry, llm, self._config.keep_alive, engine.n_parallel, engine.n_gpu_layers)
         await model.warm_up()
         model.load_seconds = time.monotonic() - begin
         self._models[entry.name] = model

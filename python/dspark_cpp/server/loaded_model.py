@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from dspark_cpp import _core
@@ -38,11 +38,12 @@ class LoadedModel:
         Measured speed without drafts, of one request alone; None while unknown.
     """
 
-    def __init__(self, entry: Entry, llm: LLM, keep_alive: float, n_parallel: int = 1) -> None:
+    def __init__(self, entry: Entry, llm: LLM, keep_alive: float, n_parallel: int = 1, n_gpu_layers: int = -1) -> None:
         self.entry = entry
         self.llm = llm
         self.keep_alive = keep_alive
         self.n_parallel = n_parallel
+        self._n_gpu_layers = n_gpu_layers
         self.n_users = 0
         self.n_tokens = 0
         self.last_used = time.monotonic()
@@ -76,6 +77,13 @@ class LoadedModel:
     def memory_bytes(self) -> int:
         """Bytes of weights and caches."""
         return sum(self.llm.engine.memory_bytes.values())
+
+    @property
+    def gpu_bytes(self) -> int:
+        """Of these, bytes on GPUs: layers that were sent there take their share."""
+        n_layers = self.llm.model.n_layer + 1  # the output counts as one
+        n_sent = n_layers if self._n_gpu_layers < 0 else min(self._n_gpu_layers, n_layers)
+        return self.memory_bytes * n_sent // n_layers if _has_gpu() else 0
 
     @property
     def cache_share(self) -> float:
@@ -145,3 +153,8 @@ class LoadedModel:
                 break
         seconds = time.perf_counter() - begin
         return (n_tokens - 1) / seconds if n_tokens > 1 and seconds > 0 else None
+
+
+@cache
+def _has_gpu() -> bool:
+    return any(device.kind in ("gpu", "igpu") for device in _core.build_info().devices)

@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from dspark_cpp.chat import RequestStats
+from dspark_cpp.results import RequestStats
 from dspark_cpp.server.loaded_model import LoadedModel
 
 __all__ = ["Metrics"]
@@ -17,6 +17,7 @@ __all__ = ["Metrics"]
 _SECONDS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _LENGTHS = (1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 12, 16)
 _RATES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+_SPEEDUPS = (0.5, 0.75, 0.9, 1, 1.1, 1.25, 1.5, 2, 2.5, 3, 4, 5)
 
 
 class Metrics:
@@ -40,6 +41,7 @@ class Metrics:
         self._tokens = counter("dspark_tokens", "Tokens read (prompt) and generated", ["model", "kind"])
         self._rate = histogram("dspark_tokens_per_second", "Decoding speed of a request", ["model"], _RATES)
         self._length = histogram("dspark_accepted_length", "Tokens per round of a request", ["model"], _LENGTHS)
+        self._speedup = histogram("dspark_speedup", "Against plain decoding, by measured costs", ["model"], _SPEEDUPS)
         self._rounds = counter("dspark_rounds", "Passes of the target that decoded", ["model"])
         self._parked = counter("dspark_rounds_parked", "Of those, without a drafted token", ["model"])
         self._drafts = counter("dspark_draft_tokens", "Tokens drafted, scheduled, accepted", ["model", "kind"])
@@ -68,6 +70,8 @@ class Metrics:
 
     def _count_speculation(self, model: str, stats: RequestStats) -> None:
         self._length.labels(model).observe(stats.accepted_length)
+        if stats.speedup:
+            self._speedup.labels(model).observe(stats.speedup)
         self._rounds.labels(model).inc(stats.n_rounds)
         kinds = {"drafted": stats.n_drafted, "scheduled": stats.n_scheduled, "accepted": stats.n_accepted}
         for kind, n in kinds.items():
@@ -107,7 +111,7 @@ class _Engines(Collector):
         memory = GaugeMetricFamily("dspark_memory_bytes", "Weights and caches", labels=["model", "part"])
         steps = CounterMetricFamily("dspark_engine_steps", "Steps of the engine", labels=["model"])
         times = CounterMetricFamily("dspark_engine_seconds", "Step time by part", labels=["model", "part"])
-        plain = GaugeMetricFamily("dspark_plain_tokens_per_second", "Measured without drafts", labels=["model"])
+        plain = GaugeMetricFamily("dspark_plain_tokens_per_second", "Measured at load without drafts", labels=["model"])
         for model in self._models():
             name, engine = model.entry.name, model.llm.engine
             stats = engine.stats

@@ -121,7 +121,7 @@ class _Answer:
                     if piece.token_ids or piece.content or piece.thinking or calls:
                         yield self._object(model, piece, calls)
             self._context.finish(self._request, generation)
-            yield self._last(model, generation, load_ns)
+            yield self._last(generation, load_ns)
 
     async def _start(self, model: LoadedModel) -> Generation:
         entry = model.entry
@@ -151,11 +151,10 @@ class _Answer:
             found["logprobs"] = ollama_api.logprob_items(piece.logprobs, texts, self._call.logprobs)
         if self._call.shows_speculation:
             found["dspark"] = {"drafted": list(piece.drafted), "tokens": list(piece.token_texts)}
-            if model.plain_tokens_per_second:
-                found["dspark"]["plain_tokens_per_second"] = model.plain_tokens_per_second
+            found["dspark"] |= piece.speeds.to_dict()
         return found
 
-    def _last(self, model: LoadedModel, generation: Generation, load_ns: int) -> dict[str, Any]:
+    def _last(self, generation: Generation, load_ns: int) -> dict[str, Any]:
         assert generation.last is not None
         assert generation.last.finish_reason is not None
         timing = Timing(
@@ -167,5 +166,5 @@ class _Answer:
         if not self._call.is_chat and not self._call.body.flag("raw"):
             found["context"] = [*generation.job.prompt, *generation.token_ids]
         policy = str(self._context.config.engine.policy)
-        figures = ollama_api.speculation(generation.last.stats, policy, model.plain_tokens_per_second)
+        figures = ollama_api.speculation(generation.last.stats, policy, generation.last.speeds)
         return found | {"dspark": figures}

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from dspark_cpp.chat import RequestStats, TokenLogprob
+from dspark_cpp.results import RequestStats, TokenLogprob
 from dspark_cpp.server.fields import Fields, check_schema, read_tool
 from dspark_cpp.server.ollama_options import Options, read_n_ctx, read_options
 from dspark_cpp.server.problems import BadRequestError
-from dspark_cpp.server.requests import ChatRequest, GenerationRequest, Piece, ToolCall
+from dspark_cpp.server.requests import ChatRequest, GenerationRequest, Piece, Speeds, ToolCall
 from dspark_cpp.server.settings import Limits, parse_duration
 
 __all__ = [
@@ -300,7 +300,7 @@ def final_figures(reason: str, n_prompt: int, n_generated: int, timing: Timing) 
     }
 
 
-def speculation(stats: RequestStats, policy: str, plain_tokens_per_second: float | None) -> dict[str, Any]:
+def speculation(stats: RequestStats, policy: str, speeds: Speeds) -> dict[str, Any]:
     """Return what speculation did, for the last object's `dspark`."""
     return {
         "n_reused": stats.n_reused,
@@ -315,7 +315,7 @@ def speculation(stats: RequestStats, policy: str, plain_tokens_per_second: float
         "park_reason": stats.park_reason,
         "scheduled_per_position": list(stats.scheduled_per_position),
         "accepted_per_position": list(stats.accepted_per_position),
-        "plain_tokens_per_second": plain_tokens_per_second,
+        **speeds.to_dict(),
         "queue_ms": stats.queue_ms,
         "draft_ms": stats.draft_ms,
         "verify_ms": stats.verify_ms,

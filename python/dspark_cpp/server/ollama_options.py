@@ -1,7 +1,6 @@
 """Ollama's `options` to sampling parameters. Pure.
 
-Defaults are Ollama's, except that no repetition penalty applies unless one is asked for: ours looks at the whole text,
-not at the last 64 tokens.
+Defaults are Ollama's, except that no repetition penalty applies unless one is asked for: it would change every text.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from dspark_cpp.server.fields import Fields
 from dspark_cpp.server.problems import BadRequestError
 from dspark_cpp.server.settings import Limits
 
-__all__ = ["Options", "read_n_ctx", "read_options"]
+__all__ = ["Options", "penalty_window", "read_n_ctx", "read_options"]
 
 _USED = {
     "draft_num_predict",
@@ -56,7 +55,6 @@ _WITHOUT_EFFECT = {
 }
 _LONGEST_NAME = 40
 _CTX_RANGE = (2, 2**24)
-_WINDOWS = (0, -1)  # of penalties, as far as there are any here: none, and all of the text
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +94,7 @@ def read_options(
         max_tokens=None if n_predict < 0 else n_predict,
         n_ctx=fields.integer_within("num_ctx", *_CTX_RANGE),
         n_keep=fields.integer("num_keep", 4) or 0,
-        warnings=tuple(_warn(name) for name, value in own.items() if not _is_used(name, value)),
+        warnings=tuple(_warn(name) for name in own if name not in _USED),
     )
 
 
@@ -109,15 +107,15 @@ def read_n_ctx(body: Fields) -> int:
 def _params(fields: Fields, limits: Limits, logprobs: int | None) -> SamplingParams:
     seed = fields.integer("seed", -1)
     draft = fields.integer("draft_num_predict", -1)
-    penalty = fields.number("repeat_penalty", 1.0)
     values: dict[str, Any] = {
         "temperature": fields.number("temperature", 0.8),
         "top_k": max(fields.integer("top_k", 40) or 0, 0),
         "top_p": _probability(fields.number("top_p", 0.9)),
         "min_p": fields.number("min_p", 0.0),
-        "repetition_penalty": 1.0 if fields.integer("repeat_last_n", 64) == 0 else penalty,
+        "repetition_penalty": fields.number("repeat_penalty", 1.0),
         "presence_penalty": fields.number("presence_penalty", 0.0),
         "frequency_penalty": fields.number("frequency_penalty", 0.0),
+        "penalty_window": penalty_window(fields),
         "seed": None if seed is None or seed < 0 else seed,
         "stop": tuple(stop for stop in fields.texts("stop", limits.stops) if stop),
         "draft": "auto" if draft is None or draft < 0 else draft,
@@ -129,16 +127,17 @@ def _params(fields: Fields, limits: Limits, logprobs: int | None) -> SamplingPar
         raise BadRequestError(f"options: {error}", param="options") from None
 
 
+def penalty_window(fields: Fields) -> int:
+    """Return how many of the newest tokens penalties look at; below 0 is Ollama's word for the whole context."""
+    window = fields.integer("repeat_last_n", 64)
+    return -1 if window is None or window < 0 else window
+
+
 def _probability(value: float | None) -> float:
     """Ollama takes 0 for top_p and then keeps the likeliest token; here that is any value this small."""
     return max(value if value is not None else 0.9, 1e-6) if value != 1 else 1.0
 
 
-def _is_used(name: str, value: Any) -> bool:
-    return name in _USED and (name != "repeat_last_n" or value in _WINDOWS)
-
-
 def _warn(name: str) -> str:
-    is_known = name in _WITHOUT_EFFECT or name in _USED
-    what = "has no effect here" if is_known else "is unknown"
+    what = "has no effect here" if name in _WITHOUT_EFFECT else "is unknown"
     return f"option {name[:_LONGEST_NAME]!r} {what}"

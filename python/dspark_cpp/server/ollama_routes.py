@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from dspark_cpp.convert.gguf_file import GGUFFile
+from dspark_cpp.errors import ModelLoadError, ModelMismatchError
 from dspark_cpp.server import ollama_api
 from dspark_cpp.server.catalog import Entry
 from dspark_cpp.server.context import Endpoint, ServerContext
@@ -26,6 +27,7 @@ from dspark_cpp.server.ollama_options import read_n_ctx
 from dspark_cpp.server.problems import BadRequestError, problem_of
 from dspark_cpp.store import Modelfile, checked_digest, parse_modelfile
 from dspark_cpp.store.model_files import list_capabilities
+from dspark_cpp.store.parts import parts_beside
 
 __all__ = ["ollama_routes"]
 
@@ -100,7 +102,7 @@ async def _running(context: ServerContext, _: Request) -> Response:
                 "digest": entry.digest,
                 "details": dict(entry.details),
                 "expires_at": ollama_api.timestamp(model.expires_at),
-                "size_vram": 0,
+                "size_vram": model.gpu_bytes,
                 "context_length": model.llm.n_ctx,
             }
         )
@@ -114,7 +116,9 @@ async def _show(context: ServerContext, request: Request) -> Response:
 
 
 def _describe(entry: Entry, is_verbose: bool) -> dict[str, Any]:
-    values = _metadata(GGUFFile(entry.target), is_verbose)
+    files = [GGUFFile(part) for part in parts_beside(entry.target)]
+    values = _metadata(files[0], is_verbose)
+    values["general.parameter_count"] = sum(info.n_elements for file in files for info in file.tensors.values())
     parameters = "\n".join(
         f"{name:<30} {json.dumps(value) if isinstance(value, str) else value}"
         for name, given in entry.parameters.items()
@@ -202,11 +206,14 @@ async def _create(context: ServerContext, request: Request) -> Response:
     body = await context.read(request)
     store = context.catalog.need_store()
     name = _changeable(context, _name_of(body))
-    arguments = _create_arguments(body)
+    arguments = _with_static_source(context, _create_arguments(body))
 
     def work() -> Generator[dict[str, Any]]:
         yield {"status": "reading model metadata"}
-        store.create(name, **arguments)
+        try:
+            store.create(name, **arguments)
+        except (ModelLoadError, ModelMismatchError) as error:
+            raise BadRequestError(str(error)) from None  # the client's files are at fault
         yield {"status": "writing manifest"}
         yield {"status": "success"}
 
@@ -236,6 +243,16 @@ def _create_arguments(body: Fields) -> dict[str, Any]:
         "messages": messages or recipe.messages or None,
     }
     return {name: value for name, value in given.items() if value is not None}
+
+
+def _with_static_source(context: ServerContext, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Put the files of a model of the command line in its place: the store does not know it."""
+    source = arguments.get("from_")
+    if source is None or not context.catalog.is_static(source):
+        return arguments
+    entry = context.catalog.get(source)
+    files = {"target": entry.target} | ({"draft": entry.draft} if "draft_files" not in arguments else {})
+    return {name: value for name, value in arguments.items() if name != "from_"} | files
 
 
 async def _copy(context: ServerContext, request: Request) -> Response:

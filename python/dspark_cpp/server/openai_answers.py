@@ -13,7 +13,7 @@ from typing import Any
 
 from starlette.requests import Request
 
-from dspark_cpp.chat import TokenLogprob
+from dspark_cpp.results import TokenLogprob
 from dspark_cpp.server import openai_objects
 from dspark_cpp.server.catalog import Entry
 from dspark_cpp.server.context import ServerContext, token_bytes

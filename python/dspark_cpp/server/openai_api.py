@@ -9,6 +9,7 @@ from typing import Any
 
 from dspark_cpp.config import SamplingParams
 from dspark_cpp.server.fields import Fields, check_schema, read_tool
+from dspark_cpp.server.ollama_options import penalty_window
 from dspark_cpp.server.problems import BadRequestError
 from dspark_cpp.server.requests import ChatRequest, GenerationRequest
 from dspark_cpp.server.settings import Limits
@@ -152,6 +153,8 @@ def _params(body: Fields, limits: Limits, defaults: Mapping[str, Any], logprobs:
         "top_k": max(body.integer("top_k", own.integer("top_k", 0)) or 0, 0),
         "min_p": body.number("min_p", own.number("min_p", 0.0)),
         "repetition_penalty": own.number("repeat_penalty", 1.0),
+        # Without a penalty of the model's own, those of a request look at all of its text, as OpenAI's do.
+        "penalty_window": penalty_window(own) if "repeat_penalty" in own or "repeat_last_n" in own else -1,
         "presence_penalty": body.number("presence_penalty", own.number("presence_penalty", 0.0)),
         "frequency_penalty": body.number("frequency_penalty", own.number("frequency_penalty", 0.0)),
         "logit_bias": _logit_bias(body),

@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dspark_cpp.chat import RequestStats, TokenLogprob
+from dspark_cpp.results import RequestStats, TokenLogprob
 from dspark_cpp.server.problems import Problem
 from dspark_cpp.server.requests import Piece, ToolCall
 
@@ -110,6 +110,7 @@ def timings(stats: RequestStats, n_generated: int, prompt_ns: int, decode_ns: in
         "n_parked": stats.n_parked,
         "park_reason": stats.park_reason,
         "accepted_length": round(stats.accepted_length, 3),
+        "speedup": round(stats.speedup, 3) if stats.speedup else None,
         "draft_ms": stats.draft_ms,
         "verify_ms": stats.verify_ms,
         "host_ms": stats.host_ms,

@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from dspark_cpp import _core
-from dspark_cpp.chat import RequestStats, TextStream, TokenLogprob
+from dspark_cpp.chat import TextStream
 from dspark_cpp.errors import DecodeError
+from dspark_cpp.results import RequestStats, TokenLogprob
+from dspark_cpp.server.problems import BadRequestError
 from dspark_cpp.server.prompts import Job
-from dspark_cpp.server.requests import Piece, ToolCall
+from dspark_cpp.server.requests import Piece, Speeds, ToolCall
 
 __all__ = ["ReplyReader"]
 
+_DEAD_END = "grammar must"  # how the engine's complaints about a request's own format begin
 _EMPTY: dict[str, Any] = {"content": "", "reasoning_content": "", "tool_calls": []}
 
 
@@ -47,11 +51,13 @@ class ReplyReader:
 
         Raises
         ------
+        BadRequestError
+            Nothing can be said that keeps to the format which the client asked for.
         DecodeError
             The engine gave it up.
         """
         if event.finish_reason == "error":
-            raise DecodeError(event.error)
+            raise BadRequestError(event.error) if event.error.startswith(_DEAD_END) else DecodeError(event.error)
         texts = self._push(event.tokens)
         n = len(texts)
         reason = event.finish_reason
@@ -67,6 +73,7 @@ class ReplyReader:
             drafted=tuple(event.drafted[:n]) + (False,) * (len(texts) - n),
             logprobs=_logprobs(event, n),
             finish_reason=reason,
+            speeds=Speeds.of(*event.progress),
             stats=RequestStats() if event.stats is None else RequestStats.from_core(event.stats),
         )
         return piece if self._job.parser is None else self._parsed(self._job.parser, piece)
@@ -92,8 +99,13 @@ class ReplyReader:
         texts = [""] * len(piece.token_texts)  # the parser moves text about: it goes with the last token
         if texts:
             texts[-1] = content + thinking
-        return Piece(
-            content, thinking, calls, piece.token_ids, tuple(texts), piece.drafted, piece.logprobs, reason, piece.stats
+        return replace(
+            piece,
+            content=content,
+            thinking=thinking,
+            tool_calls=calls,
+            token_texts=tuple(texts),
+            finish_reason=reason,
         )
 
     def _read(self, parser: _core.ChatParser, is_last: bool) -> dict[str, Any]:

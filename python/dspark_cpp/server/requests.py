@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dspark_cpp.chat import RequestStats, TokenLogprob
 from dspark_cpp.config import SamplingParams
+from dspark_cpp.results import RequestStats, TokenLogprob
 
-__all__ = ["ChatRequest", "GenerationRequest", "Piece", "ToolCall", "ToolChoice"]
+__all__ = ["ChatRequest", "GenerationRequest", "Piece", "Speeds", "ToolCall", "ToolChoice"]
 
 ToolChoice = str  # auto | none | required
 
@@ -78,6 +78,34 @@ class ToolCall:
 
 
 @dataclass(frozen=True, slots=True)
+class Speeds:
+    """Tokens per second of a request's rounds so far, by the engine's clock.
+
+    Attributes
+    ----------
+    actual
+        As it was.
+    plain
+        As it would have been without a drafter under the same load, by the engine's measured costs.
+
+    Either is None while unknown.
+    """
+
+    actual: float | None = None
+    plain: float | None = None
+
+    @classmethod
+    def of(cls, n_tokens: int, rounds_ms: float, plain_ms: float) -> Speeds:
+        """Divide."""
+        return cls(*(1e3 * n_tokens / ms if ms > 0 else None for ms in (rounds_ms, plain_ms)))
+
+    def to_dict(self) -> dict[str, float]:
+        """Return what is known, by the names of the answers."""
+        speeds = {"tokens_per_second": self.actual, "plain_tokens_per_second": self.plain}
+        return {name: round(speed, 2) for name, speed in speeds.items() if speed is not None}
+
+
+@dataclass(frozen=True, slots=True)
 class Piece:
     """What one step added to an answer.
 
@@ -99,6 +127,7 @@ class Piece:
     drafted: tuple[bool, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
     finish_reason: str | None = None
+    speeds: Speeds = Speeds()
     stats: RequestStats = field(default_factory=RequestStats)
 
     @property

@@ -12,6 +12,7 @@ from dspark_cpp.config import EngineConfig
 
 __all__ = ["Limits", "ServerConfig", "StaticModel", "parse_duration"]
 
+_LONGEST_SECONDS = 100 * 365 * 86400.0  # what is longer is for ever
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION = re.compile(r"([0-9]*\.?[0-9]+)(ns|us|µs|ms|s|m|h)")
 
@@ -146,12 +147,12 @@ def parse_duration(value: Any) -> float:
     """
     seconds = math.nan
     if isinstance(value, int | float) and not isinstance(value, bool):
-        seconds = float(value)
+        seconds = float(max(min(value, 2 * _LONGEST_SECONDS), -1.0)) if value == value else math.nan
     elif isinstance(value, str):
         seconds = _parse_text(value.strip())
     if math.isnan(seconds):
         raise ValueError(f"keep_alive must be seconds or a duration such as 5m, got {str(value)[:50]!r}")
-    return math.inf if seconds < 0 else seconds
+    return math.inf if seconds < 0 or seconds > _LONGEST_SECONDS else seconds
 
 
 def _parse_text(text: str) -> float:

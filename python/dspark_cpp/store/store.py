@@ -292,7 +292,13 @@ class Store:
         else:
             files = files or {}
             records = [self._record(files[part], origins) for part in in_order(files)]
-        details = model_files.describe([self._file_path(record) for record in records])
+        try:
+            details = model_files.describe([self._file_path(record) for record in records])
+        except ModelLoadError:
+            for record in records:
+                if record.digest is not None:
+                    self._demand_blob(record.digest)
+            raise
         return Manifest(name="", target=tuple(records), details=details)
 
     def _draft(
@@ -309,17 +315,29 @@ class Store:
 
     def _record(self, digest: str, origins: Mapping[str, str]) -> ModelFile:
         digest = checked_digest(digest)
-        if not self.blobs.has(digest):
-            raise BlobError(f"blob {digest} is not in the store: send it first")
+        self._demand_blob(digest)
         try:
             return model_files.record_blob(self.blobs.path(digest), digest, origins.get(digest))
         except ModelLoadError as error:
+            self._demand_blob(digest)  # it may have gone with its last name meanwhile
             raise ModelLoadError(f"blob {digest}: {error}") from None
+
+    def _demand_blob(self, digest: str) -> None:
+        if not self.blobs.has(digest):
+            raise BlobError(f"blob {digest} is not in the store: send it first")
 
     def _check_new(self, manifest: Manifest, is_pair_new: bool) -> None:
         if not is_pair_new:
             self.check(manifest)
             return
+        try:
+            self._check_pair(manifest)
+        except ModelLoadError:
+            for digest in manifest.blobs:
+                self._demand_blob(digest)
+            raise
+
+    def _check_pair(self, manifest: Manifest) -> None:
         target = self._file_path(manifest.target[0])
         model_files.demand_kind(target, "target")
         if manifest.draft is not None:
@@ -331,8 +349,7 @@ class Store:
         path = self._path(name)
         with locked(self._lock):
             for digest in manifest.blobs:
-                if not self.blobs.has(digest):
-                    raise BlobError(f"blob {digest} is not in the store: send it first")
+                self._demand_blob(digest)
             try:
                 before = self._read(path, str(name)).blobs
             except StoreError:

@@ -5,7 +5,6 @@ import { Meter, clearFigures, format, showFinal, showLive } from "./figures.js";
 import { MarkedText, make } from "./text.js";
 
 const $ = (id) => document.getElementById(id);
-const PLAIN_SPEEDS = "dspark-plain-speeds";
 const MODEL = "dspark-model";
 
 const state = { messages: [], controller: null, isDrawing: false };
@@ -76,7 +75,7 @@ async function loadModels() {
 }
 
 function fillModels(models) {
-  const wanted = readStored(localStorage, MODEL);
+  const wanted = localStorage.getItem(MODEL);
   $("model").replaceChildren(...models.map(({ name, details }) => modelOption(name, details)));
   if (models.some(({ name }) => name === wanted)) $("model").value = wanted;
   $("model").disabled = models.length === 0;
@@ -100,7 +99,7 @@ async function send(prompt) {
   const model = $("model").value;
   const question = { role: "user", content: prompt };
   addMessage("user").append(prompt);
-  const answer = startAnswer(model);
+  const answer = startAnswer();
   state.controller = new AbortController();
   showStreaming(true);
   try {
@@ -126,23 +125,19 @@ function requestBody(model, question) {
   return { model, messages, stream: true, dspark: true, ...(Object.keys(options).length && { options }) };
 }
 
-function startAnswer(model) {
+function startAnswer() {
   const element = addMessage("assistant");
   element.classList.add("waiting");
   const body = make("div", "text");
   element.append(body);
   const usesDrafts = $("drafting").checked;
-  const meter = new Meter(plainSpeeds()[model] ?? null);
-  return { model, element, text: new MarkedText(body), meter, usesDrafts, thinking: null, final: null, note: "" };
+  return { element, text: new MarkedText(body), meter: new Meter(), usesDrafts, thinking: null, final: null, note: "" };
 }
 
 function takeLine(answer, line) {
   if (line.error) throw new ServerError(line.error);
-  const { drafted = [], tokens = [], plain_tokens_per_second: plain } = line.dspark ?? {};
-  if (plain) {
-    answer.meter.plainSpeed = plain;
-    keepPlainSpeed(answer.model, plain);
-  }
+  const { drafted = [], tokens = [] } = line.dspark ?? {};
+  answer.meter.take(line.dspark ?? {});
   if (line.done) answer.final = line;
   const text = line.message?.content ?? "";
   const thought = line.message?.thinking ?? "";
@@ -189,25 +184,23 @@ function endAnswer(answer, question) {
   state.controller = null;
   answer.element.classList.remove("waiting");
   const { final, meter } = answer;
-  // The first token comes out of the prompt: the time after it is that of the others.
-  const speed = final?.eval_count > 1 ? ((final.eval_count - 1) * 1e9) / final.eval_duration : meter.speed;
-  if (final && !answer.usesDrafts && speed) keepPlainSpeed(answer.model, speed);
   draw(answer);
-  showFinal(speed, meter, final?.dspark ?? null);
-  if (answer.text.text || answer.thinking) addFooter(answer, speed);
+  showFinal(meter, final);
+  if (answer.text.text || answer.thinking) addFooter(answer);
   else answer.element.remove();
   if (answer.text.text) state.messages.push(question, { role: "assistant", content: answer.text.text });
   showStreaming(false);
   $("log").scrollTop = $("log").scrollHeight;
 }
 
-function addFooter(answer, speed) {
+function addFooter(answer) {
   const { final, meter, note } = answer;
+  const { speed, ratio } = meter;
   const length = final?.dspark?.accepted_length ?? meter.acceptedLength;
   const nTokens = final?.eval_count ?? meter.nTokens;
   const facts = [note, final?.done_reason === "length" ? "Cut at the length limit." : "", `${nTokens} tokens`];
   if (speed) facts.push(`${format(speed)} tokens/s`);
-  if (speed && meter.plainSpeed && answer.usesDrafts) facts.push(`${format(speed / meter.plainSpeed, 2)}× plain`);
+  if (ratio && answer.usesDrafts) facts.push(`${format(ratio, 2)}× plain`);
   if (length && length > 1) facts.push(`${format(length, 2)} per round`);
   const footer = make("footer", "facts");
   for (const fact of facts.filter(Boolean)) footer.append(Object.assign(make("span"), { textContent: fact }));
@@ -281,18 +274,6 @@ function fitPrompt() {
   area.style.height = "auto";
   area.style.height = `${Math.min(area.scrollHeight, 200)}px`;
   updateSend();
-}
-
-function plainSpeeds() {
-  return JSON.parse(readStored(localStorage, PLAIN_SPEEDS) ?? "{}");
-}
-
-function keepPlainSpeed(model, speed) {
-  localStorage.setItem(PLAIN_SPEEDS, JSON.stringify({ ...plainSpeeds(), [model]: speed }));
-}
-
-function readStored(storage, name) {
-  return storage.getItem(name);
 }
 
 $("form").addEventListener("submit", (event) => {

@@ -1,16 +1,16 @@
 // The figures beside the chat: speed against plain decoding, tokens per round, what the scheduler chose.
+// Both speeds are the engine's own: what arrives here also waits for the network and for this page.
 
 const SVG = "http://www.w3.org/2000/svg";
-const WINDOW_MS = 3000;
 const N_ROUNDS = 40;
 const WIDTH = 240;
 const $ = (id) => document.getElementById(id);
 
 // Counts one answer while it streams. A round ends with the one token that the target chose itself.
 export class Meter {
-  constructor(plainSpeed) {
-    this.plainSpeed = plainSpeed;
-    this.times = []; // [ms, tokens so far]
+  constructor() {
+    this.speed = null; // tokens per second, of the answer so far
+    this.plainSpeed = null; // the same without drafts under the same load
     this.nTokens = 0;
     this.nMarked = 0;
     this.rounds = [];
@@ -27,13 +27,15 @@ export class Meter {
     }
     this.nMarked += drafted.length;
     this.nTokens += nTokens;
-    this.times.push([performance.now(), this.nTokens]);
-    while (this.times.length > 2 && this.times[0][0] < performance.now() - WINDOW_MS) this.times.shift();
   }
 
-  get speed() {
-    const [first, last] = [this.times[0], this.times.at(-1)];
-    return this.times.length > 2 ? ((last[1] - first[1]) * 1000) / (last[0] - first[0]) : null;
+  take({ tokens_per_second: speed, plain_tokens_per_second: plain }) {
+    this.speed = speed ?? this.speed;
+    this.plainSpeed = plain ?? this.plainSpeed;
+  }
+
+  get ratio() {
+    return this.speed && this.plainSpeed ? this.speed / this.plainSpeed : null;
   }
 
   get acceptedLength() {
@@ -42,20 +44,22 @@ export class Meter {
 }
 
 export function showLive(meter) {
-  showSpeed(meter.speed, meter.plainSpeed);
+  showSpeed(meter);
   showAccepted(meter.acceptedLength);
   showRounds(meter.rounds);
 }
 
-export function showFinal(speed, meter, figures) {
-  showSpeed(speed ?? meter.speed, meter.plainSpeed);
+export function showFinal(meter, final) {
+  const figures = final?.dspark ?? null;
+  // The first token comes out of the prompt: the time after it is that of the others.
+  showSpeed(meter, final?.eval_count > 1 ? ((final.eval_count - 1) * 1e9) / final.eval_duration : null);
   showAccepted(figures?.accepted_length ?? meter.acceptedLength);
   showRounds(meter.rounds);
   showPlan(figures);
 }
 
 export function clearFigures() {
-  showSpeed(null, null);
+  showSpeed(new Meter());
   showAccepted(null);
   showRounds([]);
   showPlan(null);
@@ -65,21 +69,19 @@ export function format(number, digits = 1) {
   return number === null || number === undefined ? "–" : number.toFixed(number >= 100 ? 0 : digits);
 }
 
-function showSpeed(speed, plain) {
+// `sent`: tokens per second that the server sent, which is less where sending takes longer than computing.
+function showSpeed({ speed, plainSpeed: plain, ratio }, sent = null) {
   $("speed").textContent = $("strip-speed").textContent = format(speed);
-  const ratio = speed && plain ? `${format(speed / plain, 2)}× plain` : "";
-  $("strip-ratio").textContent = ratio;
-  $("ratio").textContent = !speed
-    ? "Send a message to measure it."
-    : ratio
-      ? `${format(speed / plain, 2)} times the plain speed of ${format(plain)} tokens/s, measured at load.`
-      : "Plain speed not measured yet: switch drafting off for one answer.";
+  $("strip-ratio").textContent = ratio ? `${format(ratio, 2)}× plain` : "";
+  const against = `${format(ratio, 2)} times plain decoding, which makes ${format(plain)} tokens/s under this load.`;
+  const how = sent && sent < 0.9 * speed ? ` By the engine’s clock; sent at ${format(sent)} tokens/s.` : "";
+  $("ratio").textContent = !speed ? "Send a message to measure it." : (ratio ? against : "Plain speed not known yet.") + how;
   const most = Math.max(speed ?? 0, plain ?? 0, 1);
   draw($("speed-bars"), [
-    ...speedBar(0, "with drafts", speed, most, "bar-drafted"),
+    ...speedBar(0, "this answer", speed, most, "bar-drafted"),
     ...speedBar(24, "plain", plain, most, "bar-plain"),
   ]);
-  $("speed-bars").setAttribute("aria-label", `With drafts ${format(speed)}, plain ${format(plain)} tokens per second`);
+  $("speed-bars").setAttribute("aria-label", `This answer ${format(speed)}, plain ${format(plain)} tokens per second`);
 }
 
 function speedBar(y, name, value, most, className) {
