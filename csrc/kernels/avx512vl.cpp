@@ -7,7 +7,7 @@
 namespace dspark::kernels {
 
 const Isa* find_avx512vl() {
-    static constexpr Isa kIsa{"avx512vl", prepare_x86, multiply, kLanes, true, multiply_floats};
+    static constexpr Isa kIsa{"avx512vl", prepare_x86, multiply, kLanes, multiply_floats};
     return has_avx512_vnni() ? &kIsa : nullptr;
 }
 

@@ -18,7 +18,7 @@ bool has_avx_vnni() { // older compilers do not know its name
 } // namespace
 
 const Isa* find_avxvnni() {
-    static constexpr Isa kIsa{"avxvnni", prepare_x86, multiply, kLanes, true, multiply_floats};
+    static constexpr Isa kIsa{"avxvnni", prepare_x86, multiply, kLanes, multiply_floats};
     return find_avx2() != nullptr && has_avx_vnni() ? &kIsa : nullptr;
 }
 

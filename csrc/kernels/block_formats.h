@@ -5,7 +5,8 @@
 // across lanes is ever taken. The transposition is paid once per strip and shared by all columns.
 //
 // Weights become unsigned bytes by an offset that prepare() takes off again, exactly, as offset * sum(x). Where byte
-// products add up in 16 bits (no VNNI) that would overflow for weights beyond 4 bits: those become 16-bit words.
+// products add up in 16 bits (no VNNI) that would overflow for weights beyond 4 bits: those keep their sign and give it
+// to x, and two products of at most 128 * 127 still fit.
 #pragma once
 
 #include "kernels/blocks.h"
@@ -14,33 +15,25 @@
 namespace dspark::kernels {
 namespace {
 
+inline constexpr int kBlockVectors = 8; // of weights, per block
+
 struct Q4_0 {
     using Block = BlockQ4_0;
-    static constexpr bool kIsWords = false;
-    static constexpr int kVectors = 8; // per block
+    static constexpr bool kIsSigned = false;
 };
 struct Q8_0 {
     using Block = BlockQ8_0;
-    static constexpr bool kIsWords = !kHasVnni;
-    static constexpr int kVectors = kIsWords ? 16 : 8;
+    static constexpr bool kIsSigned = !kHasVnni;
 };
 struct IQ4_NL {
     using Block = BlockQ4_0;
-    static constexpr bool kIsWords = !kHasVnni;
-    static constexpr int kVectors = kIsWords ? 16 : 8;
+    static constexpr bool kIsSigned = !kHasVnni;
 };
 
 inline constexpr int8_t kIq4Values[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 
-// 4 signed weights per lane as vectors i (and, as words, 8 + i) of a block. The even words by a product with (1, 0):
-// the multipliers are free here, the shifters busy with the transposition.
-template <bool is_words> [[gnu::always_inline]] inline void put_signed(Ints weights, Ints* out) {
-    if constexpr (is_words) {
-        out[0] = madd_bytes(all_words(1), weights);
-        out[8] = shift_words_signed(weights, 8);
-    } else {
-        out[0] = weights ^ all_bytes(-128);
-    }
+[[gnu::always_inline]] inline Ints offset_weights(Ints weights) {
+    return kHasVnni ? weights ^ all_bytes(-128) : weights;
 }
 
 [[gnu::always_inline]] inline void unpack(Q4_0, const Rows& rows, Ints* out) {
@@ -57,7 +50,7 @@ template <bool is_words> [[gnu::always_inline]] inline void put_signed(Ints weig
         Ints q[4];
         transpose_16(rows, 2 + 16 * half, q);
         for (int i = 0; i < 4; ++i) {
-            put_signed<Q8_0::kIsWords>(q[i], out + 4 * half + i);
+            out[4 * half + i] = offset_weights(q[i]);
         }
     }
 }
@@ -67,8 +60,8 @@ template <bool is_words> [[gnu::always_inline]] inline void put_signed(Ints weig
     Ints q[4];
     transpose_16(rows, 2, q);
     for (int i = 0; i < 4; ++i) {
-        put_signed<IQ4_NL::kIsWords>(shuffle_bytes(table, nibbles_low(q[i])), out + i);
-        put_signed<IQ4_NL::kIsWords>(shuffle_bytes(table, nibbles_high(q[i])), out + 4 + i);
+        out[i] = offset_weights(shuffle_bytes(table, nibbles_low(q[i])));
+        out[4 + i] = offset_weights(shuffle_bytes(table, nibbles_high(q[i])));
     }
 }
 

@@ -6,7 +6,6 @@
 // first. In 4-byte groups a record is
 //   super32, super16   64 groups of 4 int8; 4 (8) pairs of int16: sums of 32 (16) values; scale (float)
 //   bytes              per block of 32: 8 groups of 4 int8; their sum times minus the weights' offset (int32); scale
-//   words              per block of 32: 8 pairs of int16 (values 4 i, 4 i + 2); 8 pairs (4 i + 1, 4 i + 3); scale
 #pragma once
 
 #include <cstddef>
@@ -21,12 +20,12 @@ inline constexpr int kMaxColumns = 128; // of one pass over the weights; more ar
 enum class ColumnLayout {
     super32, // Q4_K, Q5_K
     super16, // Q6_K
-    bytes,   // Q4_0; with VNNI also Q8_0, IQ4_NL
-    words,   // Q8_0, IQ4_NL
+    bytes,   // Q8_0, Q4_0, IQ4_NL
 };
 
-// 4-byte groups of one block of 32 values; of one record.
-[[nodiscard]] constexpr int block_groups(ColumnLayout layout) { return layout == ColumnLayout::words ? 17 : 10; }
+inline constexpr int kBlockRecord = 10; // of 4 bytes, of one block of 32 values
+
+// 4-byte groups of one record.
 [[nodiscard]] constexpr int record_groups(ColumnLayout layout) {
     switch (layout) {
     case ColumnLayout::super32:
@@ -34,7 +33,7 @@ enum class ColumnLayout {
     case ColumnLayout::super16:
         return 64 + 8 + 1;
     default:
-        return 8 * block_groups(layout);
+        return 8 * kBlockRecord;
     }
 }
 

@@ -34,17 +34,15 @@ constexpr int64_t kMostBf16Columns = 32;
 
 bool is_float(WeightType type) { return type == WeightType::f16 || type == WeightType::bf16; }
 
-ColumnLayout layout_of(const Isa& isa, WeightType type) {
+ColumnLayout layout_of(WeightType type) {
     switch (type) {
     case WeightType::q4_k:
     case WeightType::q5_k:
         return ColumnLayout::super32;
     case WeightType::q6_k:
         return ColumnLayout::super16;
-    case WeightType::q4_0:
-        return ColumnLayout::bytes;
     default:
-        return isa.has_byte_dots ? ColumnLayout::bytes : ColumnLayout::words;
+        return ColumnLayout::bytes;
     }
 }
 
@@ -72,7 +70,7 @@ BlockShape block_shape(WeightType type) {
 }
 
 void prepare(const Isa& isa, const Product& product, int64_t begin, Columns& columns) {
-    columns.layout = layout_of(isa, product.type);
+    columns.layout = layout_of(product.type);
     columns.n_columns = static_cast<int>(std::min<int64_t>(product.n_columns - begin, kMaxColumns));
     columns.n_tiles = (columns.n_columns + kTileColumns - 1) / kTileColumns;
     columns.n_values = product.n_values;

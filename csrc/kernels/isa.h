@@ -19,7 +19,6 @@ struct Isa {
     // Outputs [first, last) of those columns: a multiple of strip_outputs.
     void (*multiply)(const Product& product, int64_t begin, const Columns& columns, int64_t first, int64_t last);
     int64_t strip_outputs = kStripOutputs;
-    bool has_byte_dots = false; // products of bytes add up in 32 bits: Q8_0 and IQ4_NL want columns of bytes
     // F16 and BF16: outputs [first, last) of all columns, which need no preparation. Null: not covered.
     void (*multiply_floats)(const Product& product, int64_t first, int64_t last) = nullptr;
 };

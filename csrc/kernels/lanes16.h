@@ -42,6 +42,9 @@ inline Ints shuffle_bytes(Ints table, Ints index) { return _mm512_shuffle_epi8(t
 inline Ints madd_words(Ints a, Ints b) { return _mm512_madd_epi16(a, b); }
 inline Ints madd_bytes(Ints a, Ints b) { return _mm512_maddubs_epi16(a, b); }
 
+inline Ints sizes_of_bytes(Ints v) { return v; } // never used: VNNI takes weights with an offset
+inline Ints give_sign(Ints v, Ints) { return v; }
+
 inline Floats to_floats(Ints v) { return _mm512_cvtepi32_ps(v); }
 inline Floats as_floats(Ints v) { return _mm512_castsi512_ps(v); }
 inline Floats mul(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
@@ -96,6 +99,13 @@ inline Ints interleave_high_pairs(Ints a, Ints b) { return _mm512_unpackhi_epi64
 inline Ints two_bits(Ints v, int pair) {
     const Ints shift = _mm512_inserti64x4(all_words(pair == 0 ? 4 : 0), _mm256_set1_epi16(2), 1);
     return (pair == 0 ? _mm512_sllv_epi16(v, shift) : _mm512_srlv_epi16(v, shift)) & all_bytes(0x30);
+}
+
+// Bit s (first 32 bytes) or s + 2 of every byte, as its bit 4. s: 0, 1, 4 or 5.
+inline Ints bits_to_4(Ints v, int s) {
+    const int first = s < 4 ? 4 - s : s - 4, last = s < 4 ? 2 - s : s - 2;
+    const Ints shift = _mm512_inserti64x4(all_words(first), _mm256_set1_epi16(static_cast<short>(last)), 1);
+    return (s < 4 ? _mm512_sllv_epi16(v, shift) : _mm512_srlv_epi16(v, shift)) & all_bytes(16);
 }
 
 // Lane 4 i + r: the sum over the parts of lane r of quads[i].

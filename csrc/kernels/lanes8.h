@@ -40,6 +40,9 @@ inline Ints shuffle_bytes(Ints table, Ints index) { return _mm256_shuffle_epi8(t
 inline Ints madd_words(Ints a, Ints b) { return _mm256_madd_epi16(a, b); }
 inline Ints madd_bytes(Ints a, Ints b) { return _mm256_maddubs_epi16(a, b); } // a unsigned, b signed
 
+inline Ints sizes_of_bytes(Ints v) { return _mm256_abs_epi8(v); } // 128, unsigned, for -128
+inline Ints give_sign(Ints v, Ints sign) { return _mm256_sign_epi8(v, sign); }
+
 inline Floats to_floats(Ints v) { return _mm256_cvtepi32_ps(v); }
 inline Floats as_floats(Ints v) { return _mm256_castsi256_ps(v); }
 inline Floats mul(Floats a, Floats b) { return _mm256_mul_ps(a, b); }
@@ -109,6 +112,11 @@ inline Ints interleave_high_pairs(Ints a, Ints b) { return _mm256_unpackhi_epi64
 // The pair of bits `pair` of every byte, as its bits 4 and 5.
 inline Ints two_bits(Ints v, int pair) {
     return (pair < 2 ? shift_words_left(v, 4 - 2 * pair) : shift_words_right(v, 2 * pair - 4)) & all_bytes(0x30);
+}
+
+// Bit s of every byte, as its bit 4.
+inline Ints bits_to_4(Ints v, int s) {
+    return (s < 4 ? shift_words_left(v, 4 - s) : shift_words_right(v, s - 4)) & all_bytes(16);
 }
 
 // Lane 4 i + r: the sum over the parts of lane r of quads[i].

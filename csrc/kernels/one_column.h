@@ -1,6 +1,7 @@
-// One column of Q6_K and, with 8 lanes, Q4_K: by rows, each along the memory; the lanes of a vector are neighbouring
-// weights. The transposition of a strip would be paid for one column alone here, and its steps from row to row cost
-// memory's speed. The integers are those of the strips, so are the floats that follow (finish_super), so are the bits.
+// One column of the K-quants: by rows, each along the memory; the lanes of a vector are neighbouring weights. The steps
+// of a strip from row to row cost memory's speed: from one moment to the next, and for seconds, prefetches come too
+// late there (Q5_K, Zen 4: 17 or 34 GB/s; by rows 42). The integers are those of the strips, so are the floats that
+// follow (finish_super), so are the bits.
 #pragma once
 
 #include "kernels/tiles.h"
@@ -14,13 +15,13 @@ inline constexpr int kRowBlocks = 16;          // of a row at once: sums fit int
 inline constexpr int kRowWeights = 4 * kLanes; // of a vector
 inline constexpr int kRowVectors = static_cast<int>(kSuperBlockSize) / kRowWeights; // of a super-block
 
-// How many rows are walked at once; 0: strips are as fast. Measured: one row of Q4_K alone does not keep up.
-template <typename Format> inline constexpr int kRowsAtOnce = 0;
-template <> inline constexpr int kRowsAtOnce<Q4K> = kLanes == 8 ? 4 : 0;
-template <> inline constexpr int kRowsAtOnce<Q6K> = 1;
+// How many rows are walked at once: more need fewer loads, one suits the memory. Measured.
+template <typename Format> inline constexpr int kRowsAtOnce = 1;
+template <> inline constexpr int kRowsAtOnce<Q4K> = kLanes == 8 ? 4 : 1;
 
 // The sub-block of weight i of vector v. Q4_K: even vectors are the low nibbles of some bytes, odd ones the high.
 constexpr int sub_block(Q4K, int v, int i) { return v / 2 * (kRowWeights / 16) + v % 2 + i / 32 * 2; }
+constexpr int sub_block(Q5K, int v, int i) { return sub_block(Q4K{}, v, i); }
 constexpr int sub_block(Q6K, int v, int i) { return (v * kRowWeights + i) / 16; }
 
 // For shuffle_bytes: the scales of each vector's weights, in the words that they multiply: with VNNI the low one of a
@@ -45,7 +46,26 @@ template <typename Format> struct ScaleIndex {
                     : add_ints(total, madd_words(madd_bytes(w, x), scale));
 }
 
-// The 8 scales of a row of Q4_K, in bytes.
+// The values that meet each vector of a super-block's weights.
+template <typename Format> [[gnu::always_inline]] inline void load_values(Format, const int32_t* x, Ints* out) {
+    for (int v = 0; v < kRowVectors; ++v) {
+        out[v] = load_alternate(x + 8 * sub_block(Format{}, v, 0));
+    }
+}
+[[gnu::always_inline]] inline void load_values(Q6K, const int32_t* x, Ints* out) {
+    for (int v = 0; v < kRowVectors; ++v) {
+        out[v] = load(x + v * kLanes);
+    }
+}
+
+// Weights that are used twice, loaded once: the compiler would fold a load into each use, and most cross a cache line.
+[[gnu::always_inline]] inline Ints load_once(const uint8_t* p) {
+    Ints v = load(p);
+    keep_order(v);
+    return v;
+}
+
+// The 8 scales of a row of Q4_K or Q5_K, in bytes.
 [[gnu::always_inline]] inline uint64_t scales_8(const uint8_t* block) {
     uint32_t first = 0, last = 0;
     std::memcpy(&first, block + 4, sizeof(first));
@@ -54,23 +74,32 @@ template <typename Format> struct ScaleIndex {
     return (first & 0x3f3f3f3fU) | static_cast<uint64_t>(high) << 32;
 }
 
-// One row's part of one super-block, its lanes still to be added up.
-[[gnu::always_inline]] inline Ints sum_row(Q4K, const uint8_t* block, const int32_t* x) {
-    static constexpr ScaleIndex<Q4K> kIndex;
+// The fifth bits of vector v's weights, in place.
+[[gnu::always_inline]] inline Ints fifth_bits(Q4K, const uint8_t*, int) { return zero_ints(); }
+[[gnu::always_inline]] inline Ints fifth_bits(Q5K, const uint8_t* block, int v) {
+    return bits_to_4(repeat_32(block + 16), sub_block(Q5K{}, v, 0));
+}
+
+// One row's part of one super-block, its lanes still to be added up. Q4_K and Q5_K.
+template <typename Format>
+[[gnu::always_inline]] inline Ints sum_row(Format, const uint8_t* block, const Ints* values) {
+    static constexpr ScaleIndex<Format> kIndex;
     const Ints scales = repeat_8(scales_8(block));
+    const uint8_t* nibbles = block + sizeof(typename Format::Block) - kSuperBlockSize / 2;
     Ints total = zero_ints();
-#pragma GCC unroll 8
-    for (int v = 0; v < kRowVectors; ++v) {
-        const Ints q = load(block + 16 + v / 2 * kRowWeights);
-        const Ints values = load_alternate(x + 8 * sub_block(Q4K{}, v, 0));
-        const Ints scale = shuffle_bytes(scales, load(kIndex.bytes[v]));
-        total = add_scaled(total, v % 2 == 0 ? nibbles_low(q) : nibbles_high(q), values, scale);
+#pragma GCC unroll 4
+    for (int v = 0; v < kRowVectors; v += 2) {
+        const Ints q = load_once(nibbles + v / 2 * kRowWeights);
+        const Ints low = nibbles_low(q) | fifth_bits(Format{}, block, v);
+        const Ints high = nibbles_high(q) | fifth_bits(Format{}, block, v + 1);
+        total = add_scaled(total, low, values[v], shuffle_bytes(scales, load(kIndex.bytes[v])));
+        total = add_scaled(total, high, values[v + 1], shuffle_bytes(scales, load(kIndex.bytes[v + 1])));
     }
     return total;
 }
 
 // Weights with their offset 32.
-[[gnu::always_inline]] inline Ints sum_row(Q6K, const uint8_t* block, const int32_t* x) {
+[[gnu::always_inline]] inline Ints sum_row(Q6K, const uint8_t* block, const Ints* values) {
     static constexpr ScaleIndex<Q6K> kIndex;
     const Ints scales = repeat_16(block + 192);
     Ints total = zero_ints();
@@ -80,7 +109,7 @@ template <typename Format> struct ScaleIndex {
         const Ints low = load(block + 64 * half + first % 64), high = repeat_32(block + 128 + 32 * half);
         const Ints nibbles = first % 128 < 64 ? nibbles_low(low) : nibbles_high(low);
         const Ints scale = shift_words_signed(shuffle_bytes(scales, load(kIndex.bytes[v])), 8);
-        total = add_scaled(total, nibbles | two_bits(high, first % 128 / 32), load(x + v * kLanes), scale);
+        total = add_scaled(total, nibbles | two_bits(high, first % 128 / 32), values[v], scale);
     }
     return total;
 }
@@ -102,16 +131,20 @@ template <typename Format>
 inline void sum_rows(const Rows& rows, const int32_t* x, int64_t x_step, int n_blocks, const uint8_t*& next,
                      Ints (*sums)[kLanes]) {
     constexpr int kAtOnce = kRowsAtOnce<Format>;
+    const uint8_t* ahead = next; // in a register: stores to `sums` might change what lies in memory
     for (int first = 0; first < kLanes; first += kAtOnce) {
         const uint8_t* block = rows.quarter[0] + static_cast<size_t>(first) * rows.stride;
         for (int b = 0; b < n_blocks; ++b, block += sizeof(typename Format::Block)) {
+            Ints values[kRowVectors];
+            load_values(Format{}, x + b * x_step, values);
 #pragma GCC unroll 4
             for (int r = 0; r < kAtOnce; ++r) {
-                prefetch<sizeof(typename Format::Block)>(next);
-                sums[b][first + r] = sum_row(Format{}, block + static_cast<size_t>(r) * rows.stride, x + b * x_step);
+                prefetch<sizeof(typename Format::Block)>(ahead);
+                sums[b][first + r] = sum_row(Format{}, block + static_cast<size_t>(r) * rows.stride, values);
             }
         }
     }
+    next = ahead;
 }
 
 } // namespace

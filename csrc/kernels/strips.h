@@ -22,7 +22,7 @@ struct Tile {
 };
 
 template <typename Format> struct SuperKernel {
-    static constexpr bool kHasRows = kRowsAtOnce<Format> > 0;
+    static constexpr bool kHasRows = true;
     static constexpr int kRecord = record_groups(super_layout<Format>());
     static constexpr size_t kStepBytes = sizeof(typename Format::Block);
 
@@ -69,16 +69,15 @@ template <typename Format> struct SuperKernel {
 
 template <typename Format> struct BlockKernel {
     static constexpr bool kHasRows = false;
-    static constexpr int kRecord = record_groups(block_layout<Format>());
-    static constexpr int kGroups = block_groups(block_layout<Format>());
+    static constexpr int kRecord = record_groups(ColumnLayout::bytes);
     static constexpr size_t kBlockBytes = sizeof(typename Format::Block);
 
     template <int N> [[gnu::always_inline]] static void add_step(Tile& tile, int64_t n_values, Floats* acc) {
         for (int64_t b = 0; b < n_values / kBlockSize; ++b) {
             prefetch<kLanes * kBlockBytes>(tile.next);
-            Ints q[Format::kVectors];
+            Ints q[kBlockVectors];
             unpack(Format{}, tile.rows, q);
-            multiply_block<Format, N>(q, gather_halves(tile.rows, 0), tile.x + b * kGroups, acc);
+            multiply_block<Format, N>(q, gather_halves(tile.rows, 0), tile.x + b * kBlockRecord, acc);
             tile.rows.advance(kBlockBytes);
         }
     }
@@ -92,11 +91,8 @@ template <typename Kernel, int N> void multiply_tile(Tile tile, int64_t n_values
     if constexpr (N == 1 && Kernel::kHasRows) {
         Kernel::add_rows(tile, n_values, acc[0]);
     } else {
-        for (; n_values >= kSuperBlockSize; n_values -= kSuperBlockSize, tile.x += tile.x_step) {
-            Kernel::template add_step<N>(tile, kSuperBlockSize, acc);
-        }
-        if (n_values > 0) {
-            Kernel::template add_step<N>(tile, n_values, acc);
+        for (; n_values > 0; n_values -= kSuperBlockSize, tile.x += tile.x_step) {
+            Kernel::template add_step<N>(tile, n_values < kSuperBlockSize ? n_values : kSuperBlockSize, acc);
         }
     }
     for (int c = 0; c < N; ++c) {
@@ -110,22 +106,35 @@ inline void multiply_tile(int width, const Tile& tile, int64_t n_values, std::in
     ((width == widths + 1 ? multiply_tile<Kernel, widths + 1>(tile, n_values) : void()), ...);
 }
 
+// Outputs that a tile takes before the next one does. With 8 lanes code for two widths fits no cache of instructions:
+// 15 columns, 7 + 8, took longer than 16 when strips took turns.
+inline constexpr int64_t kTurnOutputs = kLanes == 8 ? 32 : kLanes;
+
+// Outputs [first, last) of tile i.
+template <typename Kernel>
+void multiply_strips(const Product& product, int64_t begin, const Columns& columns, int i, int64_t first,
+                     int64_t last) {
+    const size_t stride = product.weight_stride;
+    const int column = columns.tile_begin(i), width = columns.tile_begin(i + 1) - column;
+    for (int64_t o = first; o < last; o += kLanes) {
+        const auto* weights = static_cast<const uint8_t*>(product.weights) + static_cast<size_t>(o) * stride;
+        const Tile tile{Rows(weights, stride),
+                        weights + kLanes * stride,
+                        columns.groups.data() + column * Kernel::kRecord,
+                        columns.n_columns * Kernel::kRecord,
+                        product.y + (begin + column) * product.y_stride + o,
+                        product.y_stride};
+        multiply_tile<Kernel>(width, tile, columns.n_values, std::make_integer_sequence<int, kTileColumns>{});
+    }
+}
+
 // Whole strips only: the dispatcher fills up the last one.
 template <typename Kernel>
 void multiply_outputs(const Product& product, int64_t begin, const Columns& columns, int64_t first, int64_t last) {
-    const size_t stride = product.weight_stride;
-    const auto* weights = static_cast<const uint8_t*>(product.weights) + static_cast<size_t>(first) * stride;
-    for (int64_t o = first; o < last; o += kLanes, weights += kLanes * stride) {
+    for (; first < last; first += kTurnOutputs) {
+        const int64_t end = last - first < kTurnOutputs ? last : first + kTurnOutputs;
         for (int i = 0; i < columns.n_tiles; ++i) {
-            const int column = columns.tile_begin(i);
-            const Tile tile{Rows(weights, stride),
-                            weights + kLanes * stride,
-                            columns.groups.data() + column * Kernel::kRecord,
-                            columns.n_columns * Kernel::kRecord,
-                            product.y + (begin + column) * product.y_stride + o,
-                            product.y_stride};
-            multiply_tile<Kernel>(columns.tile_begin(i + 1) - column, tile, columns.n_values,
-                                  std::make_integer_sequence<int, kTileColumns>{});
+            multiply_strips<Kernel>(product, begin, columns, i, first, end);
         }
     }
 }

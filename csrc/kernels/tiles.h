@@ -9,9 +9,6 @@
 namespace dspark::kernels {
 namespace {
 
-template <typename Format> constexpr ColumnLayout block_layout() {
-    return Format::kIsWords ? ColumnLayout::words : ColumnLayout::bytes;
-}
 template <typename Format> constexpr ColumnLayout super_layout() {
     return Format::kSums == 4 ? ColumnLayout::super32 : ColumnLayout::super16;
 }
@@ -22,31 +19,33 @@ template <typename Format> constexpr ColumnLayout super_layout() {
     keep_order(sum);
 }
 
-[[gnu::always_inline]] inline void add_word_products(Ints& sum, Ints w, const int32_t* group) {
-    sum = add_ints(sum, madd_words(w, broadcast(group)));
+// sum + signed w times the 4 bytes at `group`, in 32 bits.
+[[gnu::always_inline]] inline void add_signed_products(Ints& sum, Ints size, Ints w, const int32_t* group) {
+    sum = add_ints(sum, madd_words(madd_bytes(size, give_sign(broadcast(group), w)), all_words(1)));
     keep_order(sum);
 }
 
 // Integer sums of one block; x: the block in the first column's record.
 template <typename Format, int N>
 [[gnu::always_inline]] inline void sum_block(const Ints* q, const int32_t* x, Ints* sum) {
-    constexpr int kRecord = record_groups(block_layout<Format>());
+    constexpr int kRecord = record_groups(ColumnLayout::bytes);
 #pragma GCC unroll 8
     for (int c = 0; c < N; ++c) {
         sum[c] = kHasVnni ? broadcast(x + c * kRecord + 8) : zero_ints();
     }
-#pragma GCC unroll 16
-    for (int i = 0; i < Format::kVectors; ++i) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kBlockVectors; ++i) {
+        const Ints size = Format::kIsSigned ? sizes_of_bytes(q[i]) : q[i];
 #pragma GCC unroll 8
         for (int c = 0; c < N; ++c) {
-            if constexpr (Format::kIsWords) {
-                add_word_products(sum[c], q[i], x + c * kRecord + i);
+            if constexpr (Format::kIsSigned) {
+                add_signed_products(sum[c], size, q[i], x + c * kRecord + i);
             } else {
                 add_byte_products(sum[c], q[i], x + c * kRecord + i);
             }
         }
     }
-    if constexpr (!kHasVnni && !Format::kIsWords) { // 16-bit sums of at most 8 * 2 * 15 * 128
+    if constexpr (!kHasVnni && !Format::kIsSigned) { // 16-bit sums of at most 8 * 2 * 15 * 128
 #pragma GCC unroll 8
         for (int c = 0; c < N; ++c) {
             sum[c] = add_ints(madd_words(sum[c], all_words(1)), broadcast(x + c * kRecord + 8));
@@ -57,12 +56,11 @@ template <typename Format, int N>
 // acc[c] += one block's part of the outputs.
 template <typename Format, int N>
 [[gnu::always_inline]] inline void multiply_block(const Ints* q, Floats d, const int32_t* x, Floats* acc) {
-    constexpr ColumnLayout kLayout = block_layout<Format>();
     Ints sum[N];
     sum_block<Format, N>(q, x, sum);
 #pragma GCC unroll 8
     for (int c = 0; c < N; ++c) {
-        const Floats dx = broadcast_scale(x + c * record_groups(kLayout) + block_groups(kLayout) - 1);
+        const Floats dx = broadcast_scale(x + c * record_groups(ColumnLayout::bytes) + kBlockRecord - 1);
         acc[c] = fmadd(to_floats(sum[c]), mul(d, dx), acc[c]);
     }
 }

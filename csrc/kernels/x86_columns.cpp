@@ -90,22 +90,15 @@ void put_super(const float* x, ColumnLayout layout, int32_t* out) {
     *out = float_bits(largest == 0.0F ? 0.0F : 1.0F / inverse);
 }
 
-// One block of 32 of one column: values (bytes: and correction), scale.
-void put_block(const float* x, ColumnLayout layout, int32_t weight_offset, int32_t* out) {
+// One block of 32 of one column: values, correction, scale.
+void put_block(const float* x, int32_t weight_offset, int32_t* out) {
     const float largest = largest_magnitude(x, kBlockSize);
     const __m256i q = round_32(x, largest != 0.0F ? 127.0F / largest : 0.0F);
-    if (layout == ColumnLayout::bytes) {
-        const HalfSums sums = sum_halves(q);
-        store(q, out);
-        out[8] = -weight_offset * (sums.low + sums.high);
-        out += 9;
-    } else { // even bytes, then odd bytes
-        store(_mm256_srai_epi16(_mm256_slli_epi16(q, 8), 8), out);
-        store(_mm256_srai_epi16(q, 8), out + 8);
-        out += 16;
-    }
+    const HalfSums sums = sum_halves(q);
+    store(q, out);
+    out[8] = -weight_offset * (sums.low + sums.high);
     const __m128i half = _mm_cvtps_ph(_mm_set_ss(largest / 127.0F), _MM_FROUND_TO_NEAREST_INT); // ggml stores it as f16
-    *out = float_bits(_mm_cvtss_f32(_mm_cvtph_ps(half)));
+    out[9] = float_bits(_mm_cvtss_f32(_mm_cvtph_ps(half)));
 }
 
 } // namespace
@@ -117,7 +110,7 @@ bool has_avx512_vnni() {
 }
 
 void prepare_x86(const Product& product, int64_t begin, Columns& columns) {
-    const bool is_super = columns.layout == ColumnLayout::super32 || columns.layout == ColumnLayout::super16;
+    const bool is_super = columns.layout != ColumnLayout::bytes;
     const int32_t weight_offset = product.type == WeightType::q4_0 ? 8 : 128; // as unpack() adds it
     int32_t* out = columns.groups.data();
     for (int64_t k = 0; k < columns.n_values; k += kSuperBlockSize) {
@@ -129,7 +122,7 @@ void prepare_x86(const Product& product, int64_t begin, Columns& columns) {
                 continue;
             }
             for (int64_t b = 0; b < n_values / kBlockSize; ++b) {
-                put_block(x + b * kBlockSize, columns.layout, weight_offset, out + b * block_groups(columns.layout));
+                put_block(x + b * kBlockSize, weight_offset, out + b * kBlockRecord);
             }
         }
     }
