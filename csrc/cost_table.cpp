@@ -202,10 +202,12 @@ double CostTable::undisturbed_verify_ms(const PassShape& pass) const {
     return body + (pass.n_rows > 0 ? std::max(0.0, head) : 0.0);
 }
 
-double CostTable::verify_ms(const PassShape& pass) const { return undisturbed_verify_ms(pass) * slowdown(); }
+double CostTable::verify_ms(const PassShape& pass) const {
+    return undisturbed_verify_ms(pass) * slowdown(is_drafted(pass));
+}
 
 double CostTable::draft_ms(int32_t n_blocks, int32_t n_cells) const {
-    return draft_.at(n_blocks, n_cells) * slowdown();
+    return draft_.at(n_blocks, n_cells) * slowdown(true);
 }
 
 bool CostTable::knows(const PassShape& pass) const {
@@ -219,15 +221,15 @@ bool CostTable::knows(const PassShape& pass) const {
 void CostTable::observe_verify(const PassShape& pass, double ms) {
     const double expected_ms = undisturbed_verify_ms(pass);
     if (knows(pass) && expected_ms > 0) { // an interpolated size says more of the curve than of the machine
-        slowdown_.push(std::clamp(ms / expected_ms, 0.05, 20.0));
+        (is_drafted(pass) ? drafted_ratios_ : plain_ratios_).push(std::clamp(ms / expected_ms, 0.05, 20.0));
     }
     held_.push_back({pass, 0, ms, ++n_passes_});
     learn_held();
 }
 
-double CostTable::inject_ms(int32_t n_rows) const { return inject_.at(n_rows) * slowdown(); }
+double CostTable::inject_ms(int32_t n_rows) const { return inject_.at(n_rows) * slowdown(true); }
 
-// Only target passes tell the machine's speed: one clock for all.
+// Only target passes tell the machine's speed.
 void CostTable::observe_draft(int32_t n_blocks, int32_t n_cells, double ms) {
     held_.push_back({{0, 0, n_cells}, n_blocks, ms, n_passes_});
 }
@@ -236,7 +238,7 @@ void CostTable::learn_held() {
     for (; !held_.empty() && n_passes_ - held_.front().index >= kHeldPasses; held_.pop_front()) {
         const Timed& timed = held_.front();
         const PassShape& pass = timed.pass;
-        const double undisturbed_ms = timed.ms / slowdown();
+        const double undisturbed_ms = timed.ms / slowdown(timed.n_blocks > 0 || is_drafted(pass));
         if (timed.n_blocks > 0) {
             draft_.observe(timed.n_blocks, pass.n_cells, undisturbed_ms);
         } else if (pass.is_repeat) {
@@ -259,12 +261,26 @@ void CostTable::observe_inject(int32_t n_rows, double ms) {
         }
         ms *= static_cast<double>(size) / n_rows;
     }
-    inject_.observe(size, ms / slowdown());
+    inject_.observe(size, ms / slowdown(true));
 }
 
 CostCurves CostTable::curves() const {
     return {verify_.points(), plain_.points(),    prefill_.points(), draft_.points(),
             inject_.points(), verify_.slope_ms(), draft_.slope_ms()};
+}
+
+// Each kind by its own passes: whichever is priced too low is run, and shows it. So where drafted passes were not timed
+// yet, they are not taken to be slow because plain ones are: nothing would ever show that they are not.
+double CostTable::slowdown(bool is_of_draft) const {
+    const MedianRing& own = is_of_draft ? drafted_ratios_ : plain_ratios_;
+    const MedianRing& other = is_of_draft ? plain_ratios_ : drafted_ratios_;
+    if (own.size() >= kMinRatios) {
+        return own.median();
+    }
+    if (other.size() < kMinRatios) {
+        return 1;
+    }
+    return is_of_draft ? std::min(1.0, other.median()) : other.median();
 }
 
 } // namespace dspark

@@ -10,11 +10,14 @@ namespace {
 
 constexpr double kMemory = 0.97;      // of the speedup: about 30 steps
 constexpr double kBonusStep = 0.05;   // of the bonus: about 20 drafted steps
-constexpr double kProbeShare = 0.006; // of the time goes into probing at most
+constexpr double kProbeShare = 0.003; // of the time is lost by probing
+constexpr double kFirstProbes = 2;    // times as much before the first probe, half of it before the second ..
+constexpr double kProbeFloor = 0.5;   // of a probe's cost is taken for lost, whatever it is expected to give
 constexpr double kProbeRate = 0.9;    // a probe is as long as would pay if drafts were this good
+constexpr int32_t kParkedSteps = 8;   // steps between two looks at requests that are all parked
 constexpr int32_t kRoundRows = 3; // context rows a round leaves to be injected; a long wait is paid once, by a probe
 // Of the tokens that drafting is expected to gain: a smaller advantage is less than what costs and survivals err by.
-constexpr double kDoubt = 0.1;
+constexpr double kDoubt = 0.04;
 constexpr double kLengthStep = 0.1; // of the mean length: about 10 answers
 constexpr double kMinPlain = 8;     // plain tokens' worth of time before the measured speedup counts
 
@@ -179,6 +182,9 @@ void Scheduler::select(std::span<Proposal> proposals, const StepLoad& load) {
     for (Proposal& proposal : proposals) {
         proposal.decision = drafts_always(proposal) ? DraftDecision::draft : DraftDecision::none;
     }
+    if (stay_parked(proposals)) {
+        return;
+    }
     gather(proposals, Policy::Kind::adaptive, false);
     outlook_ = {};
     if (!group_.blocks.empty()) {
@@ -186,6 +192,46 @@ void Scheduler::select(std::span<Proposal> proposals, const StepLoad& load) {
     }
     if (options_.equal_lengths) {
         select_all_or_none(proposals);
+    }
+    note_parked(proposals, load);
+}
+
+// Requests that were all parked go on so for some steps without a look: nothing is learned of them meanwhile, and
+// looking at many small requests takes as long as a per cent of a small model's step.
+bool Scheduler::stay_parked(std::span<Proposal> proposals) {
+    const auto may_draft = [](const Proposal& p) { return p.policy.kind == Policy::Kind::adaptive && p.most > 0; };
+    size_t n = 0;
+    for (const Proposal& proposal : proposals) {
+        if (may_draft(proposal) && (n >= parked_.size() || parked_[n++] != proposal.key.request_id)) {
+            return false;
+        }
+    }
+    if (n != parked_.size() || n == 0 || --n_parked_steps_ < 0) {
+        return false;
+    }
+    for (Proposal& proposal : proposals) {
+        if (may_draft(proposal)) {
+            proposal.decision = DraftDecision::parked;
+            survival_.fade(proposal.key.request_id);
+        }
+    }
+    return true;
+}
+
+void Scheduler::note_parked(std::span<const Proposal> proposals, const StepLoad& load) {
+    parked_.clear();
+    n_parked_steps_ = kParkedSteps - 1;
+    if (load.n_prefill_rows > 0) {
+        return; // other costs
+    }
+    for (const Proposal& proposal : proposals) {
+        if (is_drafting(proposal.decision)) {
+            parked_.clear();
+            return;
+        }
+        if (proposal.decision == DraftDecision::parked) {
+            parked_.push_back(proposal.key.request_id);
+        }
     }
 }
 
@@ -237,22 +283,28 @@ void Scheduler::select_adaptive(std::span<Proposal> proposals, const StepLoad& l
             survival_.fade(proposal.key.request_id);
         }
     }
-    probe(proposals);
+    probe(proposals, load);
 }
 
-// One parked request drafts when the time allowed for probing covers what it costs if nothing is accepted.
-void Scheduler::probe(std::span<Proposal> proposals) {
+// One parked request drafts when the time allowed for probing covers what it is expected to lose.
+void Scheduler::probe(std::span<Proposal> proposals, const StepLoad& load) {
     Proposal* candidate = longest_unprobed(proposals);
     if (candidate == nullptr) {
         return;
     }
     const int32_t length = probe_length(*candidate);
+    const auto n_requests = static_cast<int32_t>(proposals.size());
+    // The plain step behind it has another shape than the pass before, too.
+    const double return_ms = step_ms(pass_of(load, n_requests), 0) - row_ms_[0];
+    const double cost_ms = draft_ms_[1] + costs_.inject_ms(candidate->n_waiting) + return_ms +
+                           row_ms_[static_cast<size_t>(length)] - row_ms_[0];
     probe_cost_ms_ =
-        draft_ms_[1] + costs_.inject_ms(candidate->n_waiting) + row_ms_[static_cast<size_t>(length)] - row_ms_[0];
+        std::max(kProbeFloor * cost_ms, cost_ms - expected_accepts(*candidate, length) * row_ms_[0] / n_requests);
     if (probe_credit_ms_ < probe_cost_ms_) {
         return;
     }
     probe_credit_ms_ -= probe_cost_ms_;
+    ++n_probes_;
     probe_len_ = length;
     candidate->decision = DraftDecision::probe;
     std::erase(probed_, candidate->key.request_id);
@@ -274,6 +326,15 @@ Proposal* Scheduler::longest_unprobed(std::span<Proposal> proposals) const {
         }
     }
     return candidate;
+}
+
+double Scheduler::expected_accepts(const Proposal& candidate, int32_t length) {
+    std::vector<double> rates(static_cast<size_t>(options_.block_size));
+    survival_.expect(candidate.key, rates);
+    DraftedBlock block;
+    block.most = length;
+    block.expected = rates;
+    return expected_tokens(block) - 1;
 }
 
 // As long as would pay if drafts were good.
@@ -379,7 +440,8 @@ void Scheduler::observe_step(const StepLoad& load, int32_t n_requests, int32_t n
     if (n_drafting > 0) {
         costs_.observe_draft(n_drafting, load.n_cells, times.draft_ms);
     }
-    probe_credit_ms_ = std::min(probe_credit_ms_ + kProbeShare * times.total_ms, 2 * probe_cost_ms_);
+    const double share = kProbeShare * (1 + kFirstProbes / (1 + n_probes_));
+    probe_credit_ms_ = std::min(probe_credit_ms_ + share * times.total_ms, 2 * probe_cost_ms_);
     if (n_requests == 0 || load.n_prefill_rows > 0) {
         return;
     }

@@ -110,7 +110,10 @@ class Scheduler {
     [[nodiscard]] double step_ms(const PassShape& pass, int32_t n_drafted_rows) const;
     [[nodiscard]] bool pays(const DraftChoice& choice, int32_t n_requests) const;
     void select_adaptive(std::span<Proposal> proposals, const StepLoad& load);
-    void probe(std::span<Proposal> proposals);
+    [[nodiscard]] bool stay_parked(std::span<Proposal> proposals);
+    void note_parked(std::span<const Proposal> proposals, const StepLoad& load);
+    void probe(std::span<Proposal> proposals, const StepLoad& load);
+    [[nodiscard]] double expected_accepts(const Proposal& candidate, int32_t length);
     [[nodiscard]] Proposal* longest_unprobed(std::span<Proposal> proposals) const;
     [[nodiscard]] int32_t probe_length(const Proposal& candidate) const;
     void select_all_or_none(std::span<Proposal> proposals) const;
@@ -136,7 +139,10 @@ class Scheduler {
     double probe_credit_ms_ = 0; // time that probing may cost
     double probe_cost_ms_ = 0;   // of the probe last thought of
     int32_t probe_len_ = 0;
+    int64_t n_probes_ = 0;
     std::vector<uint64_t> probed_; // parked requests, the longest unprobed first
+    std::vector<uint64_t> parked_; // the requests of the step before, if all were parked
+    int32_t n_parked_steps_ = 0;   // that they go on so without a look
     // The step's own, capacity kept.
     Group group_;
     std::vector<double> row_ms_;   // [n]: the step with n drafted rows of the group in it

@@ -18,9 +18,9 @@ constexpr double kBandDecay = 0.99;      // remembers about 100 rounds of all re
 // How much easier than most a request's text is, in logits, by stochastic gradient. On the demo pair's texts, traced
 // with whole blocks: the squared error of the expected length is 5 % below that of decayed counts per slot, which also
 // expected a fifth of a token too much; and drafting where it is above its break-even makes 1 to 2 % more.
-constexpr double kEaseStep = 0.4;
+constexpr double kEaseStep = 0.25;
 constexpr double kEaseDecay = 0.95;   // a drafted round: text changes its nature
-constexpr double kParkedDecay = 0.98; // a round without a draft: parked for long, it is as others are
+constexpr double kParkedDecay = 0.96; // a round without a draft: parked for long, it is as others are
 constexpr double kUnseenWeight = 0.5; // of a slot whose confidence is all that is known
 constexpr double kTiedRounds = 2;     // rounds that the slot before counts for, where a slot was hardly ever reached
 

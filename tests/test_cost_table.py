@@ -247,3 +247,17 @@ def _core_error() -> type[Exception]:
     from dspark_cpp.errors import DSparkError
 
     return DSparkError
+
+
+def test_what_slows_plain_passes_alone_makes_drafted_ones_no_dearer() -> None:
+    table = _costs.CostTable(curves(plain=[(1, 20.0)]))
+    for _ in range(5):
+        for _ in range(20):
+            table.observe_verify(1, 30.0, is_repeat=True)
+        table.observe_verify(4, 74.0)  # a probe
+    assert table.verify_ms(1, is_repeat=True) == pytest.approx(30)
+    assert table.verify_ms(8) == pytest.approx(150)
+    assert table.draft_ms(1) == pytest.approx(10)
+    for _ in range(20):  # drafting goes on, at half the speed
+        table.observe_verify(4, 148.0)
+    assert table.verify_ms(8) == pytest.approx(300)

@@ -162,7 +162,7 @@ void register_costs(py::module_& module) {
             },
             py::arg("n_blocks"), py::arg("ms"), py::arg("n_cells") = 0)
         .def_property_readonly("curves", [](const CostTable& table) { return curves_to_dict(table.curves()); })
-        .def_property_readonly("slowdown", &CostTable::slowdown);
+        .def("slowdown", &CostTable::slowdown, py::arg("is_of_draft") = true);
 }
 
 // ---- survivals ----

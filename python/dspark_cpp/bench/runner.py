@@ -259,8 +259,13 @@ def ratios(runs: Sequence[Run], way: str, other: str) -> list[float]:
 
 
 def best_fixed(runs: Sequence[Run]) -> str:
-    """Return the fastest of plain decoding, `off` and the fixed lengths, by the median ratio to plain decoding."""
-    ways = [way for way in dict.fromkeys(run.way for run in runs) if way in (PLAIN, "off") or way.startswith("fixed:")]
+    """Return the fastest of plain decoding, `off` and the fixed lengths, by the median ratio to plain decoding.
+
+    A length that rests was far behind, whatever its few ratios say.
+    """
+    n_last = max(run.repeat for run in runs)
+    last = dict.fromkeys(run.way for run in runs if run.repeat == n_last)
+    ways = [way for way in last if way in (PLAIN, "off") or way.startswith("fixed:")]
     return max(ways, key=lambda way: median(ratios(runs, way, PLAIN)))
 
 
