@@ -29,9 +29,10 @@ void CostCurves::validate() const {
             last = size;
         }
     }
-    for (const double slope : {verify_ms_per_row_cell, draft_ms_per_block_cell}) {
+    for (const double slope : {verify_ms_per_row_cell, draft_ms_per_block_cell, rebuild_ms}) {
         if (!std::isfinite(slope) || slope < 0) {
-            throw std::invalid_argument("cost of context must be 0 or more, got " + std::to_string(slope));
+            throw std::invalid_argument("costs of context and of building a graph must be 0 or more, got " +
+                                        std::to_string(slope));
         }
     }
 }
@@ -187,14 +188,15 @@ CostTable::CostTable(const CostCurves& measured)
     : verify_(measured.verify, measured.verify_ms_per_row_cell),
       plain_(measured.plain, measured.verify_ms_per_row_cell),
       prefill_(measured.prefill, measured.verify_ms_per_row_cell),
-      draft_(measured.draft, measured.draft_ms_per_block_cell), inject_(measured.inject) {}
+      draft_(measured.draft, measured.draft_ms_per_block_cell), inject_(measured.inject),
+      rebuild_ms_(measured.rebuild_ms) {}
 
 double CostTable::undisturbed_verify_ms(const PassShape& pass) const {
-    if (pass.is_repeat && !plain_.is_empty()) {
+    if (pass.is_plain() && !plain_.is_empty()) {
         return plain_.at(pass.n_rows, pass.n_cells);
     }
     if (pass.n_prefill_rows == 0) {
-        return verify_.at(pass.n_rows, pass.n_cells);
+        return std::max(0.0, verify_.at(pass.n_rows, pass.n_cells) - (pass.is_repeat ? rebuild_ms_ : 0.0));
     }
     const double body = prefill_.at(pass.n_rows + pass.n_prefill_rows, pass.n_cells);
     // What the rows with logits add is the output head: T_verify less a pass of as many rows without it.
@@ -211,7 +213,7 @@ double CostTable::draft_ms(int32_t n_blocks, int32_t n_cells) const {
 }
 
 bool CostTable::knows(const PassShape& pass) const {
-    if (pass.is_repeat) {
+    if (pass.is_plain()) {
         return plain_.knows(pass.n_rows, pass.n_cells);
     }
     return pass.n_prefill_rows == 0 ? verify_.knows(pass.n_rows, pass.n_cells)
@@ -241,10 +243,10 @@ void CostTable::learn_held() {
         const double undisturbed_ms = timed.ms / slowdown(timed.n_blocks > 0 || is_drafted(pass));
         if (timed.n_blocks > 0) {
             draft_.observe(timed.n_blocks, pass.n_cells, undisturbed_ms);
-        } else if (pass.is_repeat) {
+        } else if (pass.is_plain()) {
             plain_.observe(pass.n_rows, pass.n_cells, undisturbed_ms);
         } else if (pass.n_prefill_rows == 0) {
-            verify_.observe(pass.n_rows, pass.n_cells, undisturbed_ms);
+            verify_.observe(pass.n_rows, pass.n_cells, undisturbed_ms + (pass.is_repeat ? rebuild_ms_ : 0.0));
         } else if (pass.n_rows <= 1) { // a prompt's chunk, with at most the one output at its end
             prefill_.observe(pass.n_rows + pass.n_prefill_rows, pass.n_cells, undisturbed_ms);
         }
@@ -266,11 +268,11 @@ void CostTable::observe_inject(int32_t n_rows, double ms) {
 
 CostCurves CostTable::curves() const {
     return {verify_.points(), plain_.points(),    prefill_.points(), draft_.points(),
-            inject_.points(), verify_.slope_ms(), draft_.slope_ms()};
+            inject_.points(), verify_.slope_ms(), draft_.slope_ms(), rebuild_ms_};
 }
 
-// Each kind by its own passes: whichever is priced too low is run, and shows it. So where drafted passes were not timed
-// yet, they are not taken to be slow because plain ones are: nothing would ever show that they are not.
+// Each kind by its own passes: whichever is priced too low is run, and shows it. Where drafted passes were not timed
+// yet, they are taken to be half as slow as plain ones, in logarithms: priced too high they would hardly ever be run.
 double CostTable::slowdown(bool is_of_draft) const {
     const MedianRing& own = is_of_draft ? drafted_ratios_ : plain_ratios_;
     const MedianRing& other = is_of_draft ? plain_ratios_ : drafted_ratios_;
@@ -280,7 +282,7 @@ double CostTable::slowdown(bool is_of_draft) const {
     if (other.size() < kMinRatios) {
         return 1;
     }
-    return is_of_draft ? std::min(1.0, other.median()) : other.median();
+    return is_of_draft ? std::sqrt(other.median()) : other.median();
 }
 
 } // namespace dspark

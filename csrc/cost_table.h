@@ -37,6 +37,7 @@ struct CostCurves {
     CostPoints inject;                 // context rows written into the drafter's cache before a draft
     double verify_ms_per_row_cell = 0; // what attention adds, per row and cell in use
     double draft_ms_per_block_cell = 0;
+    double rebuild_ms = 0; // of a verify pass: what building its graph takes, saved behind a pass of the same shape
 
     // Throws std::invalid_argument: sizes must ascend from 1, times be finite and 0 or more.
     void validate() const;
@@ -131,6 +132,9 @@ struct PassShape {
     int32_t n_prefill_rows = 0; // without
     int32_t n_cells = 0;        // cells in use before it
     bool is_repeat = false;     // rows with logits alone, and the pass before it had the same shape
+    bool is_behind_draft = false;
+
+    [[nodiscard]] bool is_plain() const { return is_repeat && !is_behind_draft; } // as plain decoding goes on
 };
 
 class CostTable {
@@ -162,7 +166,7 @@ class CostTable {
     };
     void learn_held();
     [[nodiscard]] double undisturbed_verify_ms(const PassShape& pass) const;
-    [[nodiscard]] static bool is_drafted(const PassShape& pass) { return !pass.is_repeat && pass.n_prefill_rows == 0; }
+    [[nodiscard]] static bool is_drafted(const PassShape& pass) { return !pass.is_plain() && pass.n_prefill_rows == 0; }
     [[nodiscard]] bool knows(const PassShape& pass) const;
 
     ContextCost verify_;
@@ -170,6 +174,7 @@ class CostTable {
     ContextCost prefill_;
     ContextCost draft_;
     CostCurve inject_;
+    double rebuild_ms_ = 0;
     MedianRing plain_ratios_; // of recent passes to their estimates: plain ones, and those with prompts
     MedianRing drafted_ratios_;
     std::deque<Timed> held_;

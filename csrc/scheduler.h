@@ -108,6 +108,8 @@ class Scheduler {
     [[nodiscard]] double plain_ms(const StepLoad& load, int32_t n_requests) const;
     [[nodiscard]] double pass_ms(const PassShape& pass) const;
     [[nodiscard]] double step_ms(const PassShape& pass, int32_t n_drafted_rows) const;
+    [[nodiscard]] double trust() const;
+    void learn_trust(bool has_drafted, int32_t n_committed, double n_plain);
     [[nodiscard]] bool pays(const DraftChoice& choice, int32_t n_requests) const;
     void select_adaptive(std::span<Proposal> proposals, const StepLoad& load);
     [[nodiscard]] bool stay_parked(std::span<Proposal> proposals);
@@ -130,6 +132,9 @@ class Scheduler {
     // Committed tokens of recent steps, and what plain decoding would have made in the same time.
     double n_committed_ = 0;
     double n_plain_ = 0;
+    double promised_speedup_ = 0; // of this step, 0: it promises nothing
+    double n_kept_ = 0;           // tokens of drafted steps, decayed
+    double n_promised_ = 0;       // that they were expected to have
     OverheadLine overhead_;
     PassShape last_pass_;        // of the step before
     double mean_length_ = 0;     // of recent answers, 0: none has ended yet

@@ -47,9 +47,9 @@ def test_it_recovers_when_the_drafter_becomes_good() -> None:
 @pytest.mark.parametrize("curve", ["flat", "linear", "cliffs"])
 @pytest.mark.parametrize("rate", [0.0, 0.6, 0.95])
 def test_never_slower_than_plain_nor_than_the_best_fixed_length(curve: str, rate: float, n_requests: int) -> None:
-    """From the 150th step on, against hindsight on the same rounds."""
+    """From the 900th step on (near a tie, rare probes take that long to tell), against hindsight on the same rounds."""
     simulation = Simulation(Setting(curve, rate, n_requests))
-    simulation.run(150)
+    simulation.run(900)
     simulation.accepted.clear()
     result = simulation.run(500)
     fixed = fixed_lengths(simulation)
