@@ -8,7 +8,8 @@ namespace dspark {
 
 namespace {
 
-constexpr size_t kTogether = 16;       // lists made in one pass over W2: each row is decoded once for all
+constexpr size_t kTogether = 16;       // lists made in one pass over W2: each row is read once for all
+constexpr int64_t kRowsAtOnce = 1024;  // of W2: their biases stay in the cache
 constexpr double kQuickProducts = 2e9; // multiplications that a constructor may take, some 0.1 s
 // A pass over W2 takes as long as a few per cent of a draft at V = 152k: this way it is below one.
 constexpr size_t kWanted = 4;
@@ -87,12 +88,14 @@ void FollowerTable::make(std::span<const int32_t> tokens) {
         weights_.w1.decode(tokens[i], embeddings.data() + i * rank);
     }
     std::vector<BestFollowers> lists(tokens.size(), BestFollowers(n_each_));
-    std::vector<float> row(rank);
-    for (int64_t r = 0; r < weights_.w2.n_rows; ++r) {
-        weights_.w2.decode(r, row.data());
-        const auto id = static_cast<int32_t>(weights_.d2t.empty() ? r : weights_.d2t[static_cast<size_t>(r)]);
+    std::vector<float> biases(tokens.size() * kRowsAtOnce);
+    for (int64_t begin = 0; begin < weights_.w2.n_rows; begin += kRowsAtOnce) {
+        const int64_t n = std::min<int64_t>(kRowsAtOnce, weights_.w2.n_rows - begin);
+        multiply_rows(begin, n, embeddings, biases);
         for (size_t i = 0; i < tokens.size(); ++i) {
-            lists[i].add(dot(row.data(), embeddings.data() + i * rank, rank), id);
+            for (int64_t r = 0; r < n; ++r) {
+                lists[i].add(biases[i * static_cast<size_t>(n) + static_cast<size_t>(r)], target_id(begin + r));
+            }
         }
     }
     for (size_t i = 0; i < tokens.size(); ++i) {
@@ -102,6 +105,30 @@ void FollowerTable::make(std::span<const int32_t> tokens) {
         }
         std::sort(ids_.end() - static_cast<std::ptrdiff_t>(n_each_), ids_.end());
     }
+}
+
+// B of the rows begin .. begin + n - 1 after every embedding: biases[i * n + r].
+void FollowerTable::multiply_rows(int64_t begin, int64_t n, std::span<const float> embeddings,
+                                  std::span<float> biases) {
+    const auto rank = static_cast<size_t>(weights_.rank);
+    const size_t n_lists = embeddings.size() / rank;
+    const RowTable& w2 = weights_.w2;
+    if (w2.dot_rows != nullptr &&
+        w2.dot_rows(w2, w2.row(begin), n, embeddings.data(), static_cast<int64_t>(n_lists), biases.data())) {
+        return;
+    }
+    std::vector<float> row(rank);
+    for (int64_t r = 0; r < n; ++r) {
+        w2.decode(begin + r, row.data());
+        for (size_t i = 0; i < n_lists; ++i) {
+            biases[i * static_cast<size_t>(n) + static_cast<size_t>(r)] =
+                dot(row.data(), embeddings.data() + i * rank, rank);
+        }
+    }
+}
+
+int32_t FollowerTable::target_id(int64_t row) const {
+    return static_cast<int32_t>(weights_.d2t.empty() ? row : weights_.d2t[static_cast<size_t>(row)]);
 }
 
 } // namespace dspark

@@ -27,6 +27,8 @@ class FollowerTable {
   private:
     static size_t index(int32_t token) { return static_cast<size_t>(token); }
     void make(std::span<const int32_t> tokens);
+    void multiply_rows(int64_t begin, int64_t n, std::span<const float> embeddings, std::span<float> biases);
+    [[nodiscard]] int32_t target_id(int64_t row) const;
 
     const HeadWeights& weights_;
     size_t n_each_ = 0;

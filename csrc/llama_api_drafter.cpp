@@ -1,4 +1,5 @@
 // Loading drafters: what their file says, whether they fit their target, the backbone through llama.cpp, the heads not.
+#include "kernels/kernels.h"
 #include "llama_api_impl.h"
 #include "vector_loops.h"
 
@@ -34,6 +35,38 @@ void copy_f32(const void* source, float* destination, int64_t n) {
     std::memcpy(destination, source, static_cast<size_t>(n) * sizeof(float));
 }
 
+// Our kernels on one thread.
+template <kernels::WeightType type>
+bool dot_rows(const RowTable& table, const std::byte* rows, int64_t n_rows, const float* x, int64_t n_vectors,
+              float* y) {
+    kernels::Product product;
+    product.type = type;
+    product.n_outputs = n_rows;
+    product.n_values = table.n_cols;
+    product.n_columns = n_vectors;
+    product.weights = rows;
+    product.weight_stride = table.row_bytes;
+    product.x = x;
+    product.x_stride = table.n_cols;
+    product.y = y;
+    product.y_stride = n_rows;
+    return kernels::multiply(product);
+}
+
+auto find_dot_rows(ggml_type type) -> decltype(RowTable::dot_rows) {
+    using enum kernels::WeightType;
+    switch (type) {
+    case GGML_TYPE_Q8_0:
+        return dot_rows<q8_0>;
+    case GGML_TYPE_F16:
+        return dot_rows<f16>;
+    case GGML_TYPE_BF16:
+        return dot_rows<bf16>;
+    default:
+        return nullptr;
+    }
+}
+
 RowTable row_table(const TensorBytes& tensor) {
     const ggml_type type = parse_type(tensor.type);
     // ggml's own conversion of f16 goes value by value here; candidates read two thousand rows a block.
@@ -49,7 +82,8 @@ RowTable row_table(const TensorBytes& tensor) {
             n_rows,
             tensor.shape[0],
             reinterpret_cast<void (*)(const void*, float*, int64_t)>(decode),
-            type == GGML_TYPE_F16 ? dot_f16 : nullptr};
+            type == GGML_TYPE_F16 ? dot_f16 : nullptr,
+            find_dot_rows(type)};
 }
 
 std::vector<float> to_floats(const TensorBytes& tensor) {

@@ -86,8 +86,8 @@ def questions(demo_questions: dict[str, list[str]]) -> list[str]:
 def llm(f32_target: Path, f32_drafter: Path) -> Iterator[Any]:
     """The f32 pair with room for 8 requests; tests that close an LLM make their own.
 
-    Without flash attention: on a CPU it rounds to f16 inside, and then a token's logits depend on its neighbours in the
-    batch by some 1e-2. Without it they agree to 1e-5, far below the margins of these prompts.
+    Without flash attention: for an f32 cache it is ggml's, which rounds to f16 inside, and then a token's logits depend
+    on its neighbours in the batch by some 1e-2. Without it they agree to 1e-5, far below the margins of these prompts.
     """
     from dspark_cpp import LLM
 

@@ -1,7 +1,8 @@
 """The bundled pair for tests of exactness: drafters of all heads, prompts, and how to run requests and compare texts.
 
-Why texts are compared up to a margin. The same row in a batch of another size is summed in another order, so its
-logits differ in the last bits: by up to 3e-5 with 32-bit weights and caches and without flash attention. Where two
+Why texts are compared up to a margin. These tests run f32 weights, which our kernels leave to ggml (`test_same_text.py`
+has the types that keep their bits): the same row in a batch of another size is summed in another order, so its logits
+differ in the last bits: by up to 3e-5 with f32 caches and without flash attention. Where two
 tokens lie closer than that, either is a right answer, and the texts part there for good. `Plain` knows how far each
 decision of the plain run was from going the other way; a comparison ends at the first one that was nearer than a bound.
 """
@@ -23,7 +24,7 @@ from dspark_cpp.convert import ConvertOptions, convert
 DATA = Path(__file__).parent / "data" / "demo_pair"
 HEADS = ("vanilla", "gated", "rnn")
 
-# Exactness needs sums that do not depend on the neighbours: f32 caches, and no flash attention, whose CPU kernel does;
+# With f32 weights the neighbours matter least with f32 caches and without ggml's flash attention, which rounds to f16;
 # and figures that do not depend on what ran before: no prefix reuse.
 exact_engine = partial(_core.Engine, kv_type="f32", flash_attention=False, n_threads=1, prefix_reuse=False)
 

@@ -266,7 +266,9 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--n-gpu-layers", type=int, default=999)
     parser.add_argument("--heads", nargs="*", choices=("candidates", "graph"), default=["candidates"])
     parser.add_argument("--n-candidates", type=int, default=64, help="of those heads; the full head always runs too")
-    parser.add_argument("--flash-attention", choices=("on", "off"), help="default: on with a GPU")
+    parser.add_argument(
+        "--flash-attention", choices=("on", "off"), help="default: on, but off on a CPU where texts are compared"
+    )
     parser.add_argument("--draft-length", type=draft_lengths, help='"7", "1,3,7" or "1..7"; default: the trained block')
     parser.add_argument("--sweep", action="store_true", help="compare speeds: see tools/upstream_sweep.py")
     parser.add_argument("--drafting", action="store_true", help="time drafts alone: see tools/upstream_drafting.py")

@@ -133,9 +133,10 @@ def post(address: str, body: dict[str, Any]) -> dict[str, Any]:
 
 
 def uses_flash_attention(options: argparse.Namespace) -> bool:
-    """Say whether both sides use it: by default with a GPU only, as dspark-cpp does."""
+    """Say whether both sides use it: as both do by default where speed is compared, off on a CPU where texts are."""
     if options.flash_attention is None:
-        return any("gpu" in device.kind.lower() for device in build_info().devices)
+        is_gpu = any("gpu" in device.kind.lower() for device in build_info().devices)
+        return is_gpu or options.sweep or options.drafting
     return options.flash_attention == "on"
 
 

@@ -33,8 +33,8 @@ _BUDGET_SECONDS = 50.0  # no repetition but the first begins after this: a slow 
 _N_CTX = 1024
 _ACCEPTED_STYLE = "bold green"
 _MISMATCH = (
-    "A batch of several tokens rounds differently from one token alone, which can flip two nearly equal logits; more "
-    "than the odd case means a bug.\n"
+    "With dspark-cpp's CPU kernels this means a bug. Elsewhere (`dspark info` tells) a batch of several tokens rounds "
+    "differently from one token alone, which can flip nearly equal logits; more than the odd case means a bug too.\n"
 )
 _PAYS = 1.02  # below this a difference is noise, above it a gain worth the word
 

@@ -1,6 +1,7 @@
 // Context shifts on toy models. The toy target's logits depend on the last two tokens alone, so a text whose context is
 // shifted must be the text of a context large enough to need no shift: greedy, and sampled too, since random numbers go
 // on counting.
+#include "answers.h"
 #include "check.h"
 #include "engine.h"
 #include "feature_queue.h"
@@ -14,19 +15,12 @@ using namespace dspark;
 
 namespace {
 
-using Tokens = std::vector<int32_t>;
-
-struct Answer {
-    Tokens tokens;
-    FinishReason reason = FinishReason::none;
-    std::string error;
-    RequestStats stats;
-};
+using toy::Tokens;
 
 struct Bench {
     std::unique_ptr<Engine> engine;
     toy::Target* target = nullptr;
-    std::map<uint64_t, Answer> answers;
+    toy::Answers answers;
     std::map<uint64_t, int32_t> n_prompt;
     bool has_drafter = false;
 
@@ -38,13 +32,7 @@ struct Bench {
 
     // Both caches end right before the anchor, in front of which shifts have taken tokens out.
     void step() {
-        for (const Event& event : engine->step()) {
-            Answer& answer = answers[event.request_id];
-            answer.tokens.insert(answer.tokens.end(), event.tokens.begin(), event.tokens.end());
-            answer.reason = event.finish_reason;
-            answer.error = event.error;
-            answer.stats = event.stats;
-        }
+        toy::step(*engine, answers);
         for (const CachePosition& position : engine->cache_positions()) {
             CHECK(position.target < engine->options().n_ctx - 1);
             CHECK(position.draft == (has_drafter ? position.target : -1));

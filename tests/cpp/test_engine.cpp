@@ -1,5 +1,6 @@
 // The engine on toy models: same text whatever the drafter does, the target's distribution under every rule, no state
 // left behind, every failure survived.
+#include "answers.h"
 #include "check.h"
 #include "engine.h"
 #include "errors.h"
@@ -16,12 +17,7 @@ using namespace dspark;
 
 namespace {
 
-struct Answer {
-    std::vector<int32_t> tokens;
-    FinishReason reason = FinishReason::none;
-    std::string error;
-    RequestStats stats;
-};
+using toy::greedy;
 
 struct Bench {
     std::unique_ptr<Engine> engine;
@@ -47,30 +43,16 @@ Bench make_bench(std::unique_ptr<Drafter> drafter, int32_t draft_length, EngineO
 }
 
 // Steps to the end; after each step both caches must hold the committed rows and nothing else.
-std::map<uint64_t, Answer> run(Bench& bench) {
-    std::map<uint64_t, Answer> answers;
+toy::Answers run(Bench& bench) {
+    toy::Answers answers;
     while (bench.engine->has_work()) {
-        for (const Event& event : bench.engine->step()) {
-            Answer& answer = answers[event.request_id];
-            answer.tokens.insert(answer.tokens.end(), event.tokens.begin(), event.tokens.end());
-            answer.reason = event.finish_reason;
-            answer.error = event.error;
-            answer.stats = event.stats;
-        }
+        toy::step(*bench.engine, answers);
         for (const CachePosition& position : bench.engine->cache_positions()) {
             const bool is_plain = bench.never_drafts || bench.plain.contains(position.request_id);
             CHECK(position.draft == (bench.drafter == nullptr || is_plain ? -1 : position.target));
         }
     }
     return answers;
-}
-
-RequestOptions greedy(int32_t max_tokens = 24) {
-    RequestOptions options;
-    options.sampling.temperature = 0;
-    options.max_tokens = max_tokens;
-    options.ignore_eos = true;
-    return options;
 }
 
 std::vector<std::vector<int32_t>> ragged_prompts() {
@@ -101,7 +83,7 @@ std::vector<std::vector<int32_t>> batched_texts(Bench& bench, const RequestOptio
 }
 
 void test_greedy_text_never_changes() {
-    const auto plain = plain_texts(greedy());
+    const auto plain = plain_texts(greedy(24));
     auto scripts = ragged_prompts();
     for (size_t i = 0; i < scripts.size(); ++i) {
         scripts[i].insert(scripts[i].end(), plain[i].begin(), plain[i].end());
@@ -115,14 +97,14 @@ void test_greedy_text_never_changes() {
                 options.n_batch = 4; // prompts longer than the batch: chunked prefill beside decoding
                 Bench bench =
                     make_bench(std::make_unique<ScriptedDrafter>(scripts, mode, 7, toy::kVocab), length, options);
-                CHECK(batched_texts(bench, greedy()) == plain);
+                CHECK(batched_texts(bench, greedy(24)) == plain);
             }
         }
     }
 }
 
 void test_right_script_commits_whole_blocks() {
-    const auto plain = plain_texts(greedy());
+    const auto plain = plain_texts(greedy(24));
     auto script = ragged_prompts()[0];
     script.insert(script.end(), plain[0].begin(), plain[0].end());
     Bench bench = make_bench(std::make_unique<ScriptedDrafter>(std::vector<std::vector<int32_t>>{script},
@@ -273,10 +255,10 @@ void test_limits() {
         CHECK(answers[id].reason == FinishReason::length);
         CHECK(answers[id].tokens.size() == static_cast<size_t>(n));
     }
-    CHECK_THROWS(bench.engine->submit(std::vector<int32_t>(16, 1), greedy()), ContextFullError);
-    CHECK_THROWS(bench.engine->submit({}, greedy()), std::invalid_argument);
-    CHECK_THROWS(bench.engine->submit({8}, greedy()), std::invalid_argument);
-    CHECK_THROWS(bench.engine->submit({-1}, greedy()), std::invalid_argument);
+    CHECK_THROWS(bench.engine->submit(std::vector<int32_t>(16, 1), greedy(24)), ContextFullError);
+    CHECK_THROWS(bench.engine->submit({}, greedy(24)), std::invalid_argument);
+    CHECK_THROWS(bench.engine->submit({8}, greedy(24)), std::invalid_argument);
+    CHECK_THROWS(bench.engine->submit({-1}, greedy(24)), std::invalid_argument);
     CHECK_THROWS(bench.engine->submit({1}, greedy(0)), std::invalid_argument);
 }
 
@@ -284,9 +266,9 @@ void test_draft_limit_of_one_request() {
     EngineOptions options;
     options.n_parallel = 2;
     Bench bench = make_bench(std::make_unique<toy::Drafter>(7), 7, options);
-    RequestOptions off = greedy();
+    RequestOptions off = greedy(24);
     off.draft_limit = 0;
-    RequestOptions two = greedy();
+    RequestOptions two = greedy(24);
     two.draft_limit = 2;
     const uint64_t a = bench.engine->submit({1}, off);
     const uint64_t b = bench.engine->submit({1}, two);
@@ -303,8 +285,8 @@ void test_cancel_everywhere() {
     options.n_batch = 2;
     options.prefix_reuse = false; // an ended request then leaves nothing
     Bench bench = make_bench(std::make_unique<toy::Drafter>(1), 1, options);
-    const uint64_t running = bench.engine->submit(std::vector<int32_t>(9, 1), greedy());
-    const uint64_t queued = bench.engine->submit({1}, greedy());
+    const uint64_t running = bench.engine->submit(std::vector<int32_t>(9, 1), greedy(24));
+    const uint64_t queued = bench.engine->submit({1}, greedy(24));
     (void)bench.engine->step(); // prefill, not finished
     CHECK(bench.engine->cancel(running));
     CHECK(bench.engine->cancel(queued));
@@ -327,9 +309,9 @@ void test_failed_pass_ends_its_requests_only() {
     EngineOptions options;
     options.n_parallel = 2;
     Bench bench = make_bench(std::make_unique<toy::Drafter>(3), 3, options);
-    const uint64_t a = bench.engine->submit({1}, greedy());
-    const uint64_t b = bench.engine->submit({2}, greedy());
-    const uint64_t waiting = bench.engine->submit({3}, greedy());
+    const uint64_t a = bench.engine->submit({1}, greedy(24));
+    const uint64_t b = bench.engine->submit({2}, greedy(24));
+    const uint64_t waiting = bench.engine->submit({3}, greedy(24));
     (void)bench.engine->step();
     bench.target->fail_next = true;
     auto answers = run(bench);
@@ -337,7 +319,7 @@ void test_failed_pass_ends_its_requests_only() {
     CHECK(answers[b].error.find("made to fail") != std::string::npos);
     CHECK(answers[waiting].reason == FinishReason::length);
     Bench alone = make_bench(nullptr, 0);
-    const uint64_t id = alone.engine->submit({3}, greedy());
+    const uint64_t id = alone.engine->submit({3}, greedy(24));
     CHECK(run(alone)[id].tokens == answers[waiting].tokens);
 }
 
@@ -346,9 +328,9 @@ void test_bad_logits_end_one_request_only() {
     options.n_parallel = 2;
     Bench bench = make_bench(nullptr, 0, options);
     bench.target->poisoned_token = 6;
-    RequestOptions clean = greedy();
+    RequestOptions clean = greedy(24);
     clean.sampling.logit_bias = {{6, -1e9F}};
-    const uint64_t bad = bench.engine->submit({6}, greedy());
+    const uint64_t bad = bench.engine->submit({6}, greedy(24));
     const uint64_t good = bench.engine->submit({1}, clean);
     auto answers = run(bench);
     CHECK(answers[bad].reason == FinishReason::error);
@@ -361,12 +343,12 @@ void test_bounded_queue_and_close() {
     EngineOptions options;
     options.max_queue = 2;
     Bench bench = make_bench(nullptr, 0, options);
-    (void)bench.engine->submit({1}, greedy());
-    (void)bench.engine->submit({1}, greedy());
-    CHECK_THROWS(bench.engine->submit({1}, greedy()), QueueFullError);
+    (void)bench.engine->submit({1}, greedy(24));
+    (void)bench.engine->submit({1}, greedy(24));
+    CHECK_THROWS(bench.engine->submit({1}, greedy(24)), QueueFullError);
     bench.engine->close();
     bench.engine->close();
-    CHECK_THROWS(bench.engine->submit({1}, greedy()), EngineClosedError);
+    CHECK_THROWS(bench.engine->submit({1}, greedy(24)), EngineClosedError);
     CHECK_THROWS((void)bench.engine->step(), EngineClosedError);
     CHECK(!bench.engine->has_work());
 }

@@ -2,15 +2,18 @@
 // What the numbers should be is checked more widely against numpy in
 // tests/test_{sampling,acceptance,sequential_head}.py.
 #include "acceptance.h"
+#include "check.h"
 #include "confidence_head.h"
+#include "follower_table.h"
 #include "random.h"
 #include "sampling.h"
 #include "sequential_head.h"
+#include "vector_loops.h"
 
+#include <algorithm>
 #include <array>
 #include <bit>
 #include <cmath>
-#include <cstdio>
 #include <cstring>
 #include <limits>
 #include <set>
@@ -21,17 +24,6 @@
 using namespace dspark;
 
 namespace {
-
-int n_passed = 0;
-int n_failed = 0;
-
-void check(bool ok, const char* what, int line) {
-    ok ? ++n_passed : ++n_failed;
-    if (!ok) {
-        std::printf("line %d: failed: %s\n", line, what);
-    }
-}
-#define CHECK(...) check((__VA_ARGS__), #__VA_ARGS__, __LINE__)
 
 template <class Error, class F> bool throws(F f, const std::string& message) {
     try {
@@ -310,6 +302,63 @@ void test_heads() {
     CHECK(throws<std::invalid_argument>([] { ConfidenceHead({1.0f}, 0.0f, 37, 11); }, "must be 37 or 48, got 1"));
 }
 
+// Lists made row by row, and by a product of many rows at once, against a sort of all B; more rows than one product
+// has.
+void test_followers() {
+    constexpr int64_t kVocab = 2500;
+    constexpr int64_t kRows = 2300;
+    constexpr int64_t kRank = 8;
+    constexpr int32_t kFollowers = 16;
+    const Table w1(kVocab, kRank, 1);
+    const Table w2(kRows, kRank, 2);
+    HeadWeights weights;
+    weights.type = MarkovHeadType::vanilla;
+    weights.n_vocab = kVocab;
+    weights.rank = kRank;
+    weights.w1 = w1.view;
+    weights.w2 = w2.view;
+    for (int64_t row = 0; row < kRows; ++row) {
+        weights.d2t.push_back(kVocab - 1 - row);
+    }
+    static int32_t n_products = 0;
+    HeadWeights fast = weights;
+    fast.w2.dot_rows = [](const RowTable& table, const std::byte* rows, int64_t n_rows, const float* x,
+                          int64_t n_vectors, float* y) {
+        ++n_products;
+        for (int64_t v = 0; v < n_vectors; ++v) {
+            for (int64_t i = 0; i < n_rows; ++i) {
+                std::vector<float> row(static_cast<size_t>(table.n_cols));
+                table.decode_row(rows + static_cast<size_t>(i) * table.row_bytes, row.data(), table.n_cols);
+                y[v * n_rows + i] = dot(row.data(), x + v * table.n_cols, row.size());
+            }
+        }
+        return true;
+    };
+    const FollowerTable by_rows(weights, kFollowers);
+    const FollowerTable by_products(fast, kFollowers);
+    CHECK(n_products > 2);
+    std::vector<float> embedding(kRank);
+    std::vector<float> row(kRank);
+    for (const int32_t token : {0, 1, 1023, 1024, 2499}) {
+        w1.view.decode(token, embedding.data());
+        std::vector<std::pair<float, int32_t>> biases;
+        for (int64_t r = 0; r < kRows; ++r) {
+            w2.view.decode(r, row.data());
+            biases.emplace_back(-dot(row.data(), embedding.data(), kRank), kVocab - 1 - r);
+        }
+        std::sort(biases.begin(), biases.end());
+        std::vector<int32_t> expected;
+        for (int32_t i = 0; i < kFollowers; ++i) {
+            expected.push_back(biases[static_cast<size_t>(i)].second);
+        }
+        std::sort(expected.begin(), expected.end());
+        for (const FollowerTable* table : {&by_rows, &by_products}) {
+            const std::span<const int32_t> found = table->find(token);
+            CHECK(std::equal(found.begin(), found.end(), expected.begin(), expected.end()));
+        }
+    }
+}
+
 } // namespace
 
 int main() {
@@ -319,6 +368,6 @@ int main() {
     test_counts();
     test_verification();
     test_heads();
-    std::printf("%d passed, %d failed\n", n_passed, n_failed);
-    return n_failed == 0 ? 0 : 1;
+    test_followers();
+    return check_summary();
 }

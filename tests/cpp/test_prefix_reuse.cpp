@@ -1,4 +1,5 @@
 // Prefix reuse on toy models: what stands in the caches is what the text says, whoever left it there.
+#include "answers.h"
 #include "check.h"
 #include "engine.h"
 #include "feature_queue.h"
@@ -12,28 +13,17 @@ using namespace dspark;
 
 namespace {
 
-using Tokens = std::vector<int32_t>;
-
-struct Answer {
-    Tokens tokens;
-    FinishReason reason = FinishReason::none;
-    RequestStats stats;
-};
+using toy::Answer;
+using toy::greedy;
+using toy::Tokens;
 
 struct Bench {
     std::unique_ptr<Engine> engine;
     toy::Target* target = nullptr;
     toy::Drafter* drafter = nullptr;
-    std::map<uint64_t, Answer> answers;
+    toy::Answers answers;
 
-    void step() {
-        for (const Event& event : engine->step()) {
-            Answer& answer = answers[event.request_id];
-            answer.tokens.insert(answer.tokens.end(), event.tokens.begin(), event.tokens.end());
-            answer.reason = event.finish_reason;
-            answer.stats = event.stats;
-        }
-    }
+    void step() { toy::step(*engine, answers); }
 
     Answer ask(const Tokens& prompt, const RequestOptions& options) {
         const uint64_t id = engine->submit(prompt, options);
@@ -62,14 +52,6 @@ Bench make_bench(int32_t n_parallel, bool prefix_reuse = true) {
     bench.engine = std::make_unique<Engine>(std::move(target), std::move(drafter),
                                             std::make_unique<Scheduler>(scheduler), options);
     return bench;
-}
-
-RequestOptions greedy(int32_t max_tokens) {
-    RequestOptions options;
-    options.sampling.temperature = 0;
-    options.max_tokens = max_tokens;
-    options.ignore_eos = true;
-    return options;
 }
 
 Tokens joined(Tokens a, const Tokens& b) {
