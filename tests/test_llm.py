@@ -94,7 +94,7 @@ def test_text_that_fills_the_context_ends_as_context_full(llm, prompts):
 
 
 def test_stats_add_up(llm, prompts):
-    for one in llm.generate(prompts, replace(GREEDY, ignore_eos=True)):
+    for one in llm.generate(prompts, replace(GREEDY, ignore_eos=True, policy="full")):
         stats = one.stats
         assert stats.n_prompt > 0
         assert stats.n_committed == len(one.token_ids) - 1  # the prefill's token belongs to no round
