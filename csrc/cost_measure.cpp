@@ -48,6 +48,7 @@ class Measurement {
         curves_.plain = sweep(request_sizes(), budget * 0.15, [&](int32_t n) { return time_plain(n); });
         curves_.verify = sweep(verify_sizes(), budget * (drafter_ != nullptr ? 0.55 : 0.6),
                                [&](int32_t n) { return time_behind_draft(n); });
+        measure_rebuild();
         if (drafter_ != nullptr) {
             curves_.draft = sweep(request_sizes(), budget * 0.7, [&](int32_t n) { return time_draft(n); });
         }
@@ -167,6 +168,22 @@ class Measurement {
             draft_blocks(1);
         }
         return time_rows(n, true);
+    }
+
+    // In turns with passes of one row less. Of large models it is less than their passes vary by.
+    void measure_rebuild() {
+        constexpr double kMostPass = 5; // ms
+        const auto [n, pass_ms] = curves_.verify[std::min<size_t>(kPromptRows, curves_.verify.size()) - 1];
+        if (drafter_ == nullptr || pass_ms > kMostPass || n < 2) {
+            return;
+        }
+        std::array<double, kMostRepeats> samples{};
+        for (double& ms : samples) {
+            (void)time_behind_draft(n - 1);
+            ms = time_behind_draft(n) - time_behind_draft(n);
+        }
+        std::sort(samples.begin(), samples.end());
+        curves_.rebuild_ms = std::max(0.0, samples[samples.size() / 2]);
     }
 
     // Behind a target's pass and the injection of what it gave, which is not counted.

@@ -29,9 +29,10 @@ void CostCurves::validate() const {
             last = size;
         }
     }
-    for (const double slope : {verify_ms_per_row_cell, draft_ms_per_block_cell}) {
+    for (const double slope : {verify_ms_per_row_cell, draft_ms_per_block_cell, rebuild_ms}) {
         if (!std::isfinite(slope) || slope < 0) {
-            throw std::invalid_argument("cost of context must be 0 or more, got " + std::to_string(slope));
+            throw std::invalid_argument("costs of context and of building a graph must be 0 or more, got " +
+                                        std::to_string(slope));
         }
     }
 }
@@ -187,14 +188,15 @@ CostTable::CostTable(const CostCurves& measured)
     : verify_(measured.verify, measured.verify_ms_per_row_cell),
       plain_(measured.plain, measured.verify_ms_per_row_cell),
       prefill_(measured.prefill, measured.verify_ms_per_row_cell),
-      draft_(measured.draft, measured.draft_ms_per_block_cell), inject_(measured.inject) {}
+      draft_(measured.draft, measured.draft_ms_per_block_cell), inject_(measured.inject),
+      rebuild_ms_(measured.rebuild_ms) {}
 
 double CostTable::undisturbed_verify_ms(const PassShape& pass) const {
-    if (pass.is_repeat && !plain_.is_empty()) {
+    if (pass.is_plain() && !plain_.is_empty()) {
         return plain_.at(pass.n_rows, pass.n_cells);
     }
     if (pass.n_prefill_rows == 0) {
-        return verify_.at(pass.n_rows, pass.n_cells);
+        return std::max(0.0, verify_.at(pass.n_rows, pass.n_cells) - (pass.is_repeat ? rebuild_ms_ : 0.0));
     }
     const double body = prefill_.at(pass.n_rows + pass.n_prefill_rows, pass.n_cells);
     // What the rows with logits add is the output head: T_verify less a pass of as many rows without it.
@@ -202,14 +204,16 @@ double CostTable::undisturbed_verify_ms(const PassShape& pass) const {
     return body + (pass.n_rows > 0 ? std::max(0.0, head) : 0.0);
 }
 
-double CostTable::verify_ms(const PassShape& pass) const { return undisturbed_verify_ms(pass) * slowdown(); }
+double CostTable::verify_ms(const PassShape& pass) const {
+    return undisturbed_verify_ms(pass) * slowdown(is_drafted(pass));
+}
 
 double CostTable::draft_ms(int32_t n_blocks, int32_t n_cells) const {
-    return draft_.at(n_blocks, n_cells) * slowdown();
+    return draft_.at(n_blocks, n_cells) * slowdown(true);
 }
 
 bool CostTable::knows(const PassShape& pass) const {
-    if (pass.is_repeat) {
+    if (pass.is_plain()) {
         return plain_.knows(pass.n_rows, pass.n_cells);
     }
     return pass.n_prefill_rows == 0 ? verify_.knows(pass.n_rows, pass.n_cells)
@@ -219,15 +223,15 @@ bool CostTable::knows(const PassShape& pass) const {
 void CostTable::observe_verify(const PassShape& pass, double ms) {
     const double expected_ms = undisturbed_verify_ms(pass);
     if (knows(pass) && expected_ms > 0) { // an interpolated size says more of the curve than of the machine
-        slowdown_.push(std::clamp(ms / expected_ms, 0.05, 20.0));
+        (is_drafted(pass) ? drafted_ratios_ : plain_ratios_).push(std::clamp(ms / expected_ms, 0.05, 20.0));
     }
     held_.push_back({pass, 0, ms, ++n_passes_});
     learn_held();
 }
 
-double CostTable::inject_ms(int32_t n_rows) const { return inject_.at(n_rows) * slowdown(); }
+double CostTable::inject_ms(int32_t n_rows) const { return inject_.at(n_rows) * slowdown(true); }
 
-// Only target passes tell the machine's speed: one clock for all.
+// Only target passes tell the machine's speed.
 void CostTable::observe_draft(int32_t n_blocks, int32_t n_cells, double ms) {
     held_.push_back({{0, 0, n_cells}, n_blocks, ms, n_passes_});
 }
@@ -236,13 +240,13 @@ void CostTable::learn_held() {
     for (; !held_.empty() && n_passes_ - held_.front().index >= kHeldPasses; held_.pop_front()) {
         const Timed& timed = held_.front();
         const PassShape& pass = timed.pass;
-        const double undisturbed_ms = timed.ms / slowdown();
+        const double undisturbed_ms = timed.ms / slowdown(timed.n_blocks > 0 || is_drafted(pass));
         if (timed.n_blocks > 0) {
             draft_.observe(timed.n_blocks, pass.n_cells, undisturbed_ms);
-        } else if (pass.is_repeat) {
+        } else if (pass.is_plain()) {
             plain_.observe(pass.n_rows, pass.n_cells, undisturbed_ms);
         } else if (pass.n_prefill_rows == 0) {
-            verify_.observe(pass.n_rows, pass.n_cells, undisturbed_ms);
+            verify_.observe(pass.n_rows, pass.n_cells, undisturbed_ms + (pass.is_repeat ? rebuild_ms_ : 0.0));
         } else if (pass.n_rows <= 1) { // a prompt's chunk, with at most the one output at its end
             prefill_.observe(pass.n_rows + pass.n_prefill_rows, pass.n_cells, undisturbed_ms);
         }
@@ -259,12 +263,26 @@ void CostTable::observe_inject(int32_t n_rows, double ms) {
         }
         ms *= static_cast<double>(size) / n_rows;
     }
-    inject_.observe(size, ms / slowdown());
+    inject_.observe(size, ms / slowdown(true));
 }
 
 CostCurves CostTable::curves() const {
     return {verify_.points(), plain_.points(),    prefill_.points(), draft_.points(),
-            inject_.points(), verify_.slope_ms(), draft_.slope_ms()};
+            inject_.points(), verify_.slope_ms(), draft_.slope_ms(), rebuild_ms_};
+}
+
+// Each kind by its own passes: whichever is priced too low is run, and shows it. Where drafted passes were not timed
+// yet, they are taken to be half as slow as plain ones, in logarithms: priced too high they would hardly ever be run.
+double CostTable::slowdown(bool is_of_draft) const {
+    const MedianRing& own = is_of_draft ? drafted_ratios_ : plain_ratios_;
+    const MedianRing& other = is_of_draft ? plain_ratios_ : drafted_ratios_;
+    if (own.size() >= kMinRatios) {
+        return own.median();
+    }
+    if (other.size() < kMinRatios) {
+        return 1;
+    }
+    return is_of_draft ? std::sqrt(other.median()) : other.median();
 }
 
 } // namespace dspark

@@ -2,11 +2,14 @@
 // steps that were really timed. Owns: the curves. Must not know: models, requests, clocks. Engine thread only.
 //
 // Curves stay jagged: a size that was timed has its own value, nothing is fitted through cliffs; sizes in between are
-// interpolated, sizes beyond continue the last slope. Three disturbances are told apart:
+// interpolated, sizes beyond continue the last slope. Four disturbances are told apart:
 //   - noise: every size keeps its last samples and answers with their median;
 //   - a machine that is slower now (load, heat): the median ratio of recent passes to their estimate scales all sizes;
 //     a sample waits until as many ratios after it as before it are known, so that a size does not take the change of
 //     the whole machine for its own;
+//   - what slows plain steps down need not slow drafted ones as much: a busy neighbour takes memory bandwidth, which
+//     passes of one row live on, and a caller's work between steps is the same however long a step is. So each of the
+//     two has a ratio of its own;
 //   - context: attention costs per row and cell; sizes seen in a context bucket have values of their own there.
 #pragma once
 
@@ -34,6 +37,7 @@ struct CostCurves {
     CostPoints inject;                 // context rows written into the drafter's cache before a draft
     double verify_ms_per_row_cell = 0; // what attention adds, per row and cell in use
     double draft_ms_per_block_cell = 0;
+    double rebuild_ms = 0; // of a verify pass: what building its graph takes, saved behind a pass of the same shape
 
     // Throws std::invalid_argument: sizes must ascend from 1, times be finite and 0 or more.
     void validate() const;
@@ -128,6 +132,9 @@ struct PassShape {
     int32_t n_prefill_rows = 0; // without
     int32_t n_cells = 0;        // cells in use before it
     bool is_repeat = false;     // rows with logits alone, and the pass before it had the same shape
+    bool is_behind_draft = false;
+
+    [[nodiscard]] bool is_plain() const { return is_repeat && !is_behind_draft; } // as plain decoding goes on
 };
 
 class CostTable {
@@ -146,7 +153,8 @@ class CostTable {
 
     // The curves with what was learned, at the speed of load time.
     [[nodiscard]] CostCurves curves() const;
-    [[nodiscard]] double slowdown() const { return slowdown_.size() < kMinRatios ? 1.0 : slowdown_.median(); }
+    // Of drafted steps, or of plain ones.
+    [[nodiscard]] double slowdown(bool is_of_draft) const;
 
   private:
     static constexpr int32_t kMinRatios = 5;
@@ -159,6 +167,7 @@ class CostTable {
     };
     void learn_held();
     [[nodiscard]] double undisturbed_verify_ms(const PassShape& pass) const;
+    [[nodiscard]] static bool is_drafted(const PassShape& pass) { return !pass.is_plain() && pass.n_prefill_rows == 0; }
     [[nodiscard]] bool knows(const PassShape& pass) const;
 
     ContextCost verify_;
@@ -166,7 +175,9 @@ class CostTable {
     ContextCost prefill_;
     ContextCost draft_;
     CostCurve inject_;
-    MedianRing slowdown_;
+    double rebuild_ms_ = 0;
+    MedianRing plain_ratios_; // of recent passes to their estimates: plain ones, and those with prompts
+    MedianRing drafted_ratios_;
     std::deque<Timed> held_;
     int64_t n_passes_ = 0;
 };

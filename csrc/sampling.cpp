@@ -174,11 +174,13 @@ void DistributionBuilder::collect_at_least(std::span<const float> values, float 
         }
         const size_t begin = group * kGroup;
         const size_t end = std::min(values.size(), begin + kGroup);
+        size_t n = ranked_.size();
+        ranked_.resize(n + end - begin); // appended without a branch
         for (size_t i = begin; i < end; ++i) {
-            if (values[i] >= threshold && values[i] > -kInf) {
-                ranked_.push_back({values[i], static_cast<int32_t>(i)});
-            }
+            ranked_[n] = {values[i], static_cast<int32_t>(i)};
+            n += values[i] >= threshold && values[i] > -kInf ? 1 : 0;
         }
+        ranked_.resize(n);
     }
 }
 
@@ -207,12 +209,26 @@ int32_t DistributionBuilder::argmax(std::span<const float> logits) {
     return std::min_element(ranked_.begin(), ranked_.end(), ranks_before)->id;
 }
 
+// Into order_: maxima of groups of logits, at least k of them where the vocabulary is large enough. scan_groups(logits)
+// came before.
+void DistributionBuilder::find_maxima(std::span<const float> logits, size_t k) {
+    order_ = group_max_;
+    if (k <= order_.size()) {
+        return;
+    }
+    order_.clear();
+    for (size_t begin = 0; begin < logits.size(); begin += kLanes) {
+        const size_t n = std::min(kLanes, logits.size() - begin);
+        order_.push_back(*std::max_element(logits.data() + begin, logits.data() + begin + n));
+    }
+}
+
 // The k largest into ranked_, by ascending id, of equal ones those with the lowest ids. The k-th largest group maximum
 // is a lower bound of the k-th largest logit, and few logits beyond the k lie above it.
 void DistributionBuilder::collect_top_k(std::span<const float> logits, int32_t k) {
     scan_groups(logits);
     const auto n_wanted = static_cast<size_t>(std::max(k, 0));
-    order_ = group_max_;
+    find_maxima(logits, n_wanted);
     collect_at_least(logits, n_wanted > 0 && n_wanted <= order_.size() ? kth_largest(n_wanted) : -kInf);
     if (n_wanted == 0) {
         ranked_.clear();

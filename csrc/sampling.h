@@ -131,6 +131,7 @@ class DistributionBuilder {
     void full_distribution(std::span<const float> logits, const Truncation& truncation, Distribution& out);
     void collect_nucleus(std::span<const float> logits, float largest, double total, const Truncation& truncation);
     void collect_at_least(std::span<const float> logits, float threshold);
+    void find_maxima(std::span<const float> logits, size_t k);
     void collect_top_k(std::span<const float> logits, int32_t k);
     [[nodiscard]] float kth_largest(size_t k);
     void collect_weights(std::span<const float> logits, float threshold);

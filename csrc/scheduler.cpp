@@ -10,13 +10,20 @@ namespace {
 
 constexpr double kMemory = 0.97;      // of the speedup: about 30 steps
 constexpr double kBonusStep = 0.05;   // of the bonus: about 20 drafted steps
-constexpr double kProbeShare = 0.006; // of the time goes into probing at most
+constexpr double kProbeShare = 0.003; // of the time is lost by probing
+constexpr double kFirstProbes = 3;    // times as much before the first probe, half of it before the second ..
+constexpr double kProbeFloor = 0.2;   // of a probe's cost is taken for lost, whatever it is expected to give
 constexpr double kProbeRate = 0.9;    // a probe is as long as would pay if drafts were this good
+constexpr int32_t kParkedSteps = 8;   // steps between two looks at requests that are all parked
 constexpr int32_t kRoundRows = 3; // context rows a round leaves to be injected; a long wait is paid once, by a probe
 // Of the tokens that drafting is expected to gain: a smaller advantage is less than what costs and survivals err by.
-constexpr double kDoubt = 0.1;
-constexpr double kLengthStep = 0.1; // of the mean length: about 10 answers
-constexpr double kMinPlain = 8;     // plain tokens' worth of time before the measured speedup counts
+constexpr double kDoubt = 0.04;
+// Drafted steps keep less than they promise where costs or survivals are off in a way that no estimate shows.
+constexpr double kTrustMemory = 0.97; // a drafted step
+constexpr double kTrustFades = 0.99;  // a parked step: conditions change
+constexpr double kTrustTokens = 100;  // that a promise is taken as kept for before steps show it
+constexpr double kLengthStep = 0.1;   // of the mean length: about 10 answers
+constexpr double kMinPlain = 8;       // plain tokens' worth of time before the measured speedup counts
 
 int32_t fixed_rows(const Proposal& proposal) { return std::min(proposal.policy.length, proposal.most); }
 
@@ -99,7 +106,10 @@ void Scheduler::price_rows(const StepLoad& load, size_t n_requests, int32_t n_ot
     const bool is_plain = n_other_rows == 0 && !is_after_draft;
     row_ms_.push_back(is_plain ? plain_ms(load, n_rows) : step_ms(pass_of(load, n_rows), n_other_rows));
     for (int32_t n = 1; n <= n_most; ++n) {
-        row_ms_.push_back(step_ms(pass_of(load, n_rows + n), n_other_rows + n));
+        PassShape pass = pass_of(load, n_rows + n);
+        pass.is_behind_draft = true;
+        pass.is_repeat = has_one_shape(pass, last_pass_);
+        row_ms_.push_back(step_ms(pass, n_other_rows + n));
     }
 }
 
@@ -183,6 +193,10 @@ void Scheduler::select(std::span<Proposal> proposals, const StepLoad& load) {
     for (Proposal& proposal : proposals) {
         proposal.decision = drafts_always(proposal) ? DraftDecision::draft : DraftDecision::none;
     }
+    promised_speedup_ = 0;
+    if (stay_parked(proposals)) {
+        return;
+    }
     gather(proposals, Policy::Kind::adaptive, false);
     outlook_ = {};
     if (!group_.blocks.empty()) {
@@ -190,6 +204,46 @@ void Scheduler::select(std::span<Proposal> proposals, const StepLoad& load) {
     }
     if (options_.equal_lengths) {
         select_all_or_none(proposals);
+    }
+    note_parked(proposals, load);
+}
+
+// Requests that were all parked go on so for some steps without a look: nothing is learned of them meanwhile, and
+// looking at many small requests takes as long as a per cent of a small model's step.
+bool Scheduler::stay_parked(std::span<Proposal> proposals) {
+    const auto may_draft = [](const Proposal& p) { return p.policy.kind == Policy::Kind::adaptive && p.most > 0; };
+    size_t n = 0;
+    for (const Proposal& proposal : proposals) {
+        if (may_draft(proposal) && (n >= parked_.size() || parked_[n++] != proposal.key.request_id)) {
+            return false;
+        }
+    }
+    if (n != parked_.size() || n == 0 || --n_parked_steps_ < 0) {
+        return false;
+    }
+    for (Proposal& proposal : proposals) {
+        if (may_draft(proposal)) {
+            proposal.decision = DraftDecision::parked;
+            survival_.fade(proposal.key.request_id);
+        }
+    }
+    return true;
+}
+
+void Scheduler::note_parked(std::span<const Proposal> proposals, const StepLoad& load) {
+    parked_.clear();
+    n_parked_steps_ = kParkedSteps - 1;
+    if (load.n_prefill_rows > 0) {
+        return; // other costs
+    }
+    for (const Proposal& proposal : proposals) {
+        if (is_drafting(proposal.decision)) {
+            parked_.clear();
+            return;
+        }
+        if (proposal.decision == DraftDecision::parked) {
+            parked_.push_back(proposal.key.request_id);
+        }
     }
 }
 
@@ -215,7 +269,21 @@ bool Scheduler::pays(const DraftChoice& choice, int32_t n_requests) const {
     if (row_ms_[0] <= 0) {
         return true;
     }
-    return (1 - kDoubt) * choice.n_gained() > choice.extra_ms * n_requests / row_ms_[0];
+    const double plain_tokens = n_requests * (1 + choice.extra_ms / row_ms_[0]); // in the same time
+    return trust() * (n_requests + (1 - kDoubt) * choice.n_gained()) > plain_tokens;
+}
+
+double Scheduler::trust() const { return std::min(1.0, (n_kept_ + kTrustTokens) / (n_promised_ + kTrustTokens)); }
+
+// Of a step: the tokens that it made, and those that it was to make in the time it took.
+void Scheduler::learn_trust(bool has_drafted, int32_t n_committed, double n_plain) {
+    const double memory = has_drafted ? kTrustMemory : kTrustFades;
+    n_kept_ *= memory;
+    n_promised_ *= memory;
+    if (has_drafted && promised_speedup_ > 0) {
+        n_kept_ += n_committed;
+        n_promised_ += promised_speedup_ * n_plain;
+    }
 }
 
 void Scheduler::select_adaptive(std::span<Proposal> proposals, const StepLoad& load) {
@@ -231,6 +299,9 @@ void Scheduler::select_adaptive(std::span<Proposal> proposals, const StepLoad& l
     const auto n_requests = static_cast<int32_t>(proposals.size());
     const DraftChoice choice = choose_fastest_drafting(group_.blocks, {row_ms_, draft_ms_, bonus_tokens_}, n_requests);
     const bool is_paying = pays(choice, n_requests);
+    const double promised_ms = row_ms_[0] + choice.extra_ms;
+    promised_speedup_ =
+        is_paying && promised_ms > 0 ? (n_requests + choice.n_gained()) / n_requests * row_ms_[0] / promised_ms : 0;
     outlook_ = {choice.n_tokens, choice.extra_ms, row_ms_[0]};
     expected_gain_ = choice.verify_gain_tokens;
     tokens_per_ms_ = choice.tokens_per_ms;
@@ -241,22 +312,28 @@ void Scheduler::select_adaptive(std::span<Proposal> proposals, const StepLoad& l
             survival_.fade(proposal.key.request_id);
         }
     }
-    probe(proposals);
+    probe(proposals, load);
 }
 
-// One parked request drafts when the time allowed for probing covers what it costs if nothing is accepted.
-void Scheduler::probe(std::span<Proposal> proposals) {
+// One parked request drafts when the time allowed for probing covers what it is expected to lose.
+void Scheduler::probe(std::span<Proposal> proposals, const StepLoad& load) {
     Proposal* candidate = longest_unprobed(proposals);
     if (candidate == nullptr) {
         return;
     }
     const int32_t length = probe_length(*candidate);
+    const auto n_requests = static_cast<int32_t>(proposals.size());
+    // The plain step behind it has another shape than the pass before, too.
+    const double return_ms = step_ms(pass_of(load, n_requests), 0) - row_ms_[0];
+    const double cost_ms = draft_ms_[1] + costs_.inject_ms(candidate->n_waiting) + return_ms +
+                           row_ms_[static_cast<size_t>(length)] - row_ms_[0];
     probe_cost_ms_ =
-        draft_ms_[1] + costs_.inject_ms(candidate->n_waiting) + row_ms_[static_cast<size_t>(length)] - row_ms_[0];
+        std::max(kProbeFloor * cost_ms, cost_ms - expected_accepts(*candidate, length) * row_ms_[0] / n_requests);
     if (probe_credit_ms_ < probe_cost_ms_) {
         return;
     }
     probe_credit_ms_ -= probe_cost_ms_;
+    ++n_probes_;
     probe_len_ = length;
     candidate->decision = DraftDecision::probe;
     std::erase(probed_, candidate->key.request_id);
@@ -278,6 +355,15 @@ Proposal* Scheduler::longest_unprobed(std::span<Proposal> proposals) const {
         }
     }
     return candidate;
+}
+
+double Scheduler::expected_accepts(const Proposal& candidate, int32_t length) {
+    std::vector<double> rates(static_cast<size_t>(options_.block_size));
+    survival_.expect(candidate.key, rates);
+    DraftedBlock block;
+    block.most = length;
+    block.expected = rates;
+    return expected_tokens(block) - 1;
 }
 
 // As long as would pay if drafts were good.
@@ -374,8 +460,9 @@ void Scheduler::observe_round(const Proposal& proposal, int32_t prefix_len, int3
 void Scheduler::observe_step(const StepLoad& load, int32_t n_requests, int32_t n_drafting, int32_t n_drafted_rows,
                              int32_t n_committed, const StepTimes& times) {
     PassShape pass = pass_of(load, n_requests + n_drafted_rows);
-    pass.is_repeat = n_drafting == 0 && has_one_shape(pass, last_pass_);
-    last_pass_ = n_drafting == 0 ? pass : PassShape{};
+    pass.is_behind_draft = n_drafting > 0;
+    pass.is_repeat = has_one_shape(pass, last_pass_);
+    last_pass_ = pass;
     const bool is_split = options_.equal_lengths && n_requests > 0 && load.n_prefill_rows > 0;
     if (times.verify_ms > 0 && !is_split) { // of two passes nobody knows which took how long
         costs_.observe_verify(pass, times.verify_ms);
@@ -383,15 +470,17 @@ void Scheduler::observe_step(const StepLoad& load, int32_t n_requests, int32_t n
     if (n_drafting > 0) {
         costs_.observe_draft(n_drafting, load.n_cells, times.draft_ms);
     }
-    probe_credit_ms_ = std::min(probe_credit_ms_ + kProbeShare * times.total_ms, 2 * probe_cost_ms_);
     if (n_requests == 0 || load.n_prefill_rows > 0) {
         return;
     }
+    const double share = kProbeShare * (1 + kFirstProbes / (1 + static_cast<double>(n_probes_)));
+    probe_credit_ms_ = std::min(probe_credit_ms_ + share * times.total_ms, 2 * probe_cost_ms_);
     overhead_.push(n_drafted_rows, std::max(0.0, times.total_ms - times.draft_ms - times.inject_ms - times.verify_ms));
     const double expected_ms = plain_ms(load, n_requests);
     if (expected_ms > 0) {
         n_committed_ = kMemory * n_committed_ + n_committed;
         n_plain_ = kMemory * n_plain_ + n_requests * times.total_ms / expected_ms;
+        learn_trust(n_drafting > 0, n_committed, n_requests * times.total_ms / expected_ms);
     }
 }
 

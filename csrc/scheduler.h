@@ -113,9 +113,14 @@ class Scheduler {
     [[nodiscard]] double plain_ms(const StepLoad& load, int32_t n_requests) const;
     [[nodiscard]] double pass_ms(const PassShape& pass) const;
     [[nodiscard]] double step_ms(const PassShape& pass, int32_t n_drafted_rows) const;
+    [[nodiscard]] double trust() const;
+    void learn_trust(bool has_drafted, int32_t n_committed, double n_plain);
     [[nodiscard]] bool pays(const DraftChoice& choice, int32_t n_requests) const;
     void select_adaptive(std::span<Proposal> proposals, const StepLoad& load);
-    void probe(std::span<Proposal> proposals);
+    [[nodiscard]] bool stay_parked(std::span<Proposal> proposals);
+    void note_parked(std::span<const Proposal> proposals, const StepLoad& load);
+    void probe(std::span<Proposal> proposals, const StepLoad& load);
+    [[nodiscard]] double expected_accepts(const Proposal& candidate, int32_t length);
     [[nodiscard]] Proposal* longest_unprobed(std::span<Proposal> proposals) const;
     [[nodiscard]] int32_t probe_length(const Proposal& candidate) const;
     void select_all_or_none(std::span<Proposal> proposals) const;
@@ -132,6 +137,9 @@ class Scheduler {
     // Committed tokens of recent steps, and what plain decoding would have made in the same time.
     double n_committed_ = 0;
     double n_plain_ = 0;
+    double promised_speedup_ = 0; // of this step, 0: it promises nothing
+    double n_kept_ = 0;           // tokens of drafted steps, decayed
+    double n_promised_ = 0;       // that they were expected to have
     OverheadLine overhead_;
     PassShape last_pass_;        // of the step before
     double mean_length_ = 0;     // of recent answers, 0: none has ended yet
@@ -141,7 +149,10 @@ class Scheduler {
     double probe_credit_ms_ = 0; // time that probing may cost
     double probe_cost_ms_ = 0;   // of the probe last thought of
     int32_t probe_len_ = 0;
+    int64_t n_probes_ = 0;
     std::vector<uint64_t> probed_; // parked requests, the longest unprobed first
+    std::vector<uint64_t> parked_; // the requests of the step before, if all were parked
+    int32_t n_parked_steps_ = 0;   // that they go on so without a look
     // The step's own, capacity kept.
     Group group_;
     std::vector<double> row_ms_;   // [n]: the step with n drafted rows of the group in it

@@ -70,8 +70,8 @@ class SurvivalEstimator {
         Correction correction;
     };
     struct RequestState {
-        std::vector<Rate> rates;
-        double shift = 0;
+        double ease = 0;  // of what it is expected to accept
+        double shift = 0; // of its confidences
     };
 
     [[nodiscard]] Band& band_of(const SurvivalKey& key);
@@ -85,6 +85,7 @@ class SurvivalEstimator {
     std::map<std::pair<int, int>, Band> bands_;
     std::unordered_map<uint64_t, RequestState> requests_;
     std::vector<double> confidence_; // scratch of observe
+    std::vector<double> expected_;   // scratch of observe
 };
 
 } // namespace dspark

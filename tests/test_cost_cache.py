@@ -15,7 +15,8 @@ from dspark_cpp.cost_cache import CostCache, cache_folder
 CURVES = cast(
     "_core.CostCurves",
     {"verify": [(1, 24.0), (2, 46.5)], "plain": [(1, 23.0)], "prefill": [(1, 20.0)], "draft": [(1, 9.0)],
-     "inject": [(1, 2.0)], "verify_ms_per_row_cell": 0.0, "draft_ms_per_block_cell": 0.001},
+     "inject": [(1, 2.0)], "verify_ms_per_row_cell": 0.0, "draft_ms_per_block_cell": 0.001,
+     "rebuild_ms": 0.1},
 )  # fmt: skip
 MODEL = {
     "architecture": "qwen3",

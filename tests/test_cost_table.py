@@ -185,7 +185,7 @@ def test_a_free_pass_is_no_division_by_zero() -> None:
 
 def test_curves_go_round() -> None:
     given = curves(verify_ms_per_row_cell=0.25)
-    assert _costs.CostTable(given).curves == given
+    assert _costs.CostTable(given).curves == given | {"rebuild_ms": 0.0}
 
 
 @pytest.mark.parametrize(
@@ -197,8 +197,8 @@ def test_curves_go_round() -> None:
         ({"prefill": [(1, -1.0)]}, "times of 0 ms or more, got -1"),
         ({"verify": [(1, math.nan)]}, "cost curve verify"),
         ({"verify": [(1, math.inf)]}, "cost curve verify"),
-        ({"verify_ms_per_row_cell": -1.0}, "cost of context must be 0 or more"),
-        ({"draft_ms_per_block_cell": math.nan}, "cost of context must be 0 or more"),
+        ({"verify_ms_per_row_cell": -1.0}, "must be 0 or more"),
+        ({"draft_ms_per_block_cell": math.nan}, "must be 0 or more"),
     ],
 )
 def test_curves_are_validated(change: dict[str, Any], message: str) -> None:
@@ -247,3 +247,24 @@ def _core_error() -> type[Exception]:
     from dspark_cpp.errors import DSparkError
 
     return DSparkError
+
+
+def test_what_slows_plain_passes_alone_makes_drafted_ones_no_dearer() -> None:
+    table = _costs.CostTable(curves(plain=[(1, 20.0)]))
+    for _ in range(20):
+        table.observe_verify(1, 30.0, is_repeat=True)
+    assert table.draft_ms(1) == pytest.approx(10 * 1.5**0.5)  # not known yet
+    for _ in range(5):
+        table.observe_verify(4, 74.0)  # probes
+        for _ in range(20):
+            table.observe_verify(1, 30.0, is_repeat=True)
+    assert table.verify_ms(1, is_repeat=True) == pytest.approx(30)
+    assert table.verify_ms(8) == pytest.approx(150)
+    assert table.draft_ms(1) == pytest.approx(10)
+
+
+def test_a_pass_of_the_same_shape_behind_a_draft_saves_building_its_graph() -> None:
+    table = _costs.CostTable(curves(rebuild_ms=4.0))
+    assert table.verify_ms(4, is_repeat=True, is_behind_draft=True) == pytest.approx(70)
+    assert table.verify_ms(4, is_behind_draft=True) == pytest.approx(74)
+    assert table.curves["rebuild_ms"] == 4.0

@@ -143,10 +143,12 @@ void register_costs(py::module_& module) {
              py::arg("curves") = py::none())
         .def(
             "verify_ms",
-            [](const CostTable& table, int32_t n_rows, int32_t n_prefill, int32_t n_cells, bool is_repeat) {
-                return table.verify_ms({n_rows, n_prefill, n_cells, is_repeat});
+            [](const CostTable& table, int32_t n_rows, int32_t n_prefill, int32_t n_cells, bool is_repeat,
+               bool is_behind_draft) {
+                return table.verify_ms({n_rows, n_prefill, n_cells, is_repeat, is_behind_draft});
             },
-            py::arg("n_rows"), py::arg("n_prefill_rows") = 0, py::arg("n_cells") = 0, py::arg("is_repeat") = false)
+            py::arg("n_rows"), py::arg("n_prefill_rows") = 0, py::arg("n_cells") = 0, py::arg("is_repeat") = false,
+            py::arg("is_behind_draft") = false)
         .def("draft_ms", &CostTable::draft_ms, py::arg("n_blocks"), py::arg("n_cells") = 0)
         .def(
             "observe_verify",
@@ -162,7 +164,7 @@ void register_costs(py::module_& module) {
             },
             py::arg("n_blocks"), py::arg("ms"), py::arg("n_cells") = 0)
         .def_property_readonly("curves", [](const CostTable& table) { return curves_to_dict(table.curves()); })
-        .def_property_readonly("slowdown", &CostTable::slowdown);
+        .def("slowdown", &CostTable::slowdown, py::arg("is_of_draft") = true);
 }
 
 // ---- survivals ----

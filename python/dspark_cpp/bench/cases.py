@@ -99,7 +99,7 @@ def read_questions(path: Path | None = None) -> dict[str, list[str]]:
 
 
 def ways_of(policies: str, block_size: int) -> list[str]:
-    """Expand `--policies` into the ways that take turns, plain decoding first.
+    """Expand `--policies` into the ways that take turns: plain decoding first, the default policy beside it.
 
     Parameters
     ----------
@@ -116,7 +116,7 @@ def ways_of(policies: str, block_size: int) -> list[str]:
             ways += [f"fixed:{length}" for length in range(first, min(last, block_size) + 1)]
         elif name and name not in ways:
             ways.append(name)
-    return ways
+    return sorted(ways, key=lambda way: way not in (PLAIN, ADAPTIVE))
 
 
 def request_options(

@@ -46,12 +46,12 @@ def bench_command(
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after the end of text.")] = False,
     n_prompts: Annotated[int, typer.Option(min=1, help="Answers of a run, at least one per stream.")] = 3,
     repeats: Annotated[
-        int, typer.Option(min=1, help="Turns of every way; up to three times as many where they disagree.")
-    ] = 3,
+        int, typer.Option(min=1, help="Turns of every way; up to three times as many until ratios are known to 0.01.")
+    ] = 6,
     run_seconds: Annotated[
         float, typer.Option(min=0, help="Least length of a run, by further answers; 0: as many as asked for.")
-    ] = 0.3,
-    budget: Annotated[float, typer.Option(help="Seconds after which no further repetition begins.")] = 1e9,
+    ] = 0.1,
+    budget: Annotated[float, typer.Option(help="Seconds for all cells; each has at least one repetition.")] = 1e9,
     synthetic_acceptance: Annotated[
         str, typer.Option(help="Rates per position, or a published pair (qwen3-4b:gsm8k): times random weights.")
     ] = "",

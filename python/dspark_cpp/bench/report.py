@@ -14,7 +14,7 @@ from rich.table import Table
 
 from dspark_cpp import _core
 from dspark_cpp.bench.cases import ADAPTIVE, MIXED, PLAIN, Cell
-from dspark_cpp.bench.runner import PARTS, Run, standard_error
+from dspark_cpp.bench.runner import PARTS, Run, best_fixed, ratios, standard_error
 
 __all__ = ["CellReport", "WayReport", "as_json", "cell_table", "report_cell", "summary", "summary_table"]
 
@@ -58,11 +58,11 @@ class CellReport:
     Attributes
     ----------
     best
-        Of plain, off and the fixed lengths, the one with the largest median throughput.
+        Of plain, off and the fixed lengths, the one with the largest median ratio to plain.
     adaptive_to_plain, adaptive_to_best
         Throughput of `adaptive` over that of plain decoding and of `best`, median over repetitions; None without it.
-    error
-        Standard error of `adaptive_to_plain`.
+    error, best_error
+        Standard errors of the two.
     """
 
     cell: Cell
@@ -71,40 +71,34 @@ class CellReport:
     adaptive_to_plain: float | None
     adaptive_to_best: float | None
     error: float = 0.0
+    best_error: float = 0.0
 
 
 def report_cell(runs: Sequence[Run]) -> CellReport:
-    """Summarize the runs of one cell; every way must have run in every repetition."""
-    by_way: dict[str, dict[int, Run]] = {}
+    """Summarize the runs of one cell; plain decoding must have run in every repetition."""
+    by_way: dict[str, list[Run]] = {}
     for run in runs:
-        by_way.setdefault(run.way, {})[run.repeat] = run
-    ways = {way: _report_way(way, own, by_way[PLAIN]) for way, own in by_way.items()}
-    fixed = [way for way in ways if way in (PLAIN, "off") or way.startswith("fixed:")]
-    best = max(fixed, key=lambda way: ways[way].tokens_per_second)
-    adaptive = by_way.get(ADAPTIVE)
-    if adaptive is None:
+        by_way.setdefault(run.way, []).append(run)
+    ways = {way: _report_way(way, own, ratios(runs, way, PLAIN)) for way, own in by_way.items()}
+    best = best_fixed(runs)
+    if ADAPTIVE not in by_way:
         return CellReport(runs[0].cell, ways, best, None, None)
-    to_plain = _ratios(adaptive, by_way[PLAIN])
-    to_best = median(_ratios(adaptive, by_way[best]))
-    return CellReport(runs[0].cell, ways, best, median(to_plain), to_best, standard_error(to_plain))
+    to_plain, to_best = ratios(runs, ADAPTIVE, PLAIN), ratios(runs, ADAPTIVE, best)
+    return CellReport(
+        runs[0].cell, ways, best, median(to_plain), median(to_best), standard_error(to_plain), standard_error(to_best)
+    )
 
 
-def _ratios(own: dict[int, Run], other: dict[int, Run]) -> list[float]:
-    """Throughput over another way's in the same repetition."""
-    return [run.tokens_per_second / max(other[repeat].tokens_per_second, 1e-9) for repeat, run in own.items()]
-
-
-def _report_way(way: str, own: dict[int, Run], plain: dict[int, Run]) -> WayReport:
-    runs, ratios = list(own.values()), _ratios(own, plain)
+def _report_way(way: str, runs: Sequence[Run], to_plain: Sequence[float]) -> WayReport:
     return WayReport(
         way,
         len(runs),
         median(run.tokens_per_second for run in runs),
         median(run.user_speed for run in runs),
         median(run.first_token_ms for run in runs),
-        median(ratios),
-        min(ratios),
-        max(ratios),
+        median(to_plain),
+        min(to_plain),
+        max(to_plain),
         mean(run.accepted_length for run in runs),
         mean(run.scheduled_length for run in runs),
         mean(_drafted_share(run) for run in runs),
@@ -161,13 +155,14 @@ def summary_table(reports: Sequence[CellReport]) -> Table:
         table.add_column(heading, justify="right")
     for report in reports:
         plain = f"{report.ways[PLAIN].tokens_per_second:.1f}"
-        to_plain = _ratio(report.adaptive_to_plain) + f" \u00b1 {report.error:.3f}"
-        table.add_row(report.cell.label, plain, to_plain, report.best, _ratio(report.adaptive_to_best))
+        to_plain = _ratio(report.adaptive_to_plain, report.error)
+        to_best = _ratio(report.adaptive_to_best, report.best_error)
+        table.add_row(report.cell.label, plain, to_plain, report.best, to_best)
     return table
 
 
-def _ratio(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+def _ratio(value: float | None, error: float) -> str:
+    return "-" if value is None else f"{value:.3f} \u00b1 {error:.3f}"
 
 
 def summary(reports: Sequence[CellReport]) -> dict[str, float | int | None]:

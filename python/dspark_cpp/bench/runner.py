@@ -1,8 +1,9 @@
-"""Runs cells: every way of decoding once per repetition, in an order that rotates, within one process.
+"""Runs cells: every way of decoding once per repetition, short runs there and back (A B C, C B A), within one process.
 
-Owns: opening engines, clocks. One engine is open at a time, because the thread teams of two make each other sleep;
-models stay loaded. A run's speed is taken from the moment that all its streams have their first token, so prefill is
-not in it; a run of several waves adds up their windows.
+Owns: engines, clocks. A cell's engines stay open through its repetitions: one without a drafter for plain decoding, one
+for the default policy, which learns from its own steps alone, one for all other ways. A run's speed is taken from the
+moment that all its streams have their first token, so prefill is not in it; a run of several waves adds up their
+windows.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from statistics import mean, stdev
+from statistics import median
 from typing import Any
 
 from dspark_cpp import _core
@@ -22,10 +23,24 @@ from dspark_cpp.engine_loop import EngineLoop, RequestGroup
 from dspark_cpp.errors import DSparkError
 from dspark_cpp.llm import LLM
 
-__all__ = ["PARTS", "Pair", "Plan", "Run", "Stream", "answer_wave", "is_settled", "measure", "standard_error"]
+__all__ = [
+    "PARTS",
+    "Pair",
+    "Plan",
+    "Run",
+    "Stream",
+    "answer_wave",
+    "best_fixed",
+    "is_settled",
+    "measure",
+    "ratios",
+    "standard_error",
+]
 
 _N_WARM_UP = 12
 _SETTLED = 0.01
+_N_FIRST = 2  # repetitions after which ways far behind the best rest
+_FAR = 0.9
 PARTS = ("draft", "head", "verify", "inject", "sample", "host")
 
 
@@ -40,9 +55,9 @@ class Plan:
     n_prompts
         Fewest answers of a run; a run has at least as many as streams.
     n_repeats
-        Times that every way takes its turn.
+        Times that every way takes its turn; fixed lengths far behind the best only twice.
     budget_s
-        No repetition but the first begins later than this.
+        Shared by the cells: no repetition of a cell but the first begins after its part of what is left.
     ignores_end
         Go on after an end-of-text token: for random weights, which have no ends.
     run_s
@@ -203,59 +218,106 @@ def measure(
     list of Run
         All runs of one cell.
     """
-    deadline = time.perf_counter() + plan.budget_s
-    for cell in cells:
-        runs: list[Run] = []
-        n_waves = _count_waves(pair, workload, cell, plan)
-        for repeat in range(plan.n_repeats + plan.n_more_repeats):
-            if repeat > 0 and (time.perf_counter() > deadline or (repeat >= plan.n_repeats and is_settled(runs))):
-                break
-            turns = [*ways[repeat % len(ways) :], *ways[: repeat % len(ways)]]
-            for is_plain, together in _by_engine(turns):
-                with _open(pair, workload, cell, plan, is_plain=is_plain) as llm:
-                    _warm_up(llm, workload, cell, together[0])
-                    for way in together:
-                        runs.append(_run(llm, workload, cell, way, plan, (repeat, n_waves)))
-                        advance(f"{cell.label}: {way}")
-        yield runs
+    end = time.perf_counter() + plan.budget_s
+    for i, cell in enumerate(cells):
+        now = time.perf_counter()
+        deadline = now + (end - now) / (len(cells) - i)
+        with _Engines(pair, workload, cell, plan) as engines:
+            yield _measure_cell(engines, ways, plan, deadline, advance)
+
+
+def _measure_cell(
+    engines: _Engines, ways: Sequence[str], plan: Plan, deadline: float, advance: Callable[[str], None]
+) -> list[Run]:
+    runs: list[Run] = []
+    n_waves = _count_waves(engines, plan)
+    for repeat in range(plan.n_repeats + plan.n_more_repeats):
+        is_enough = repeat >= plan.n_repeats and is_settled(runs)
+        if repeat > 0 and (is_enough or time.perf_counter() > deadline):
+            break
+        turns = ways if repeat < _N_FIRST else _without_far(ways, runs)
+        for way in turns if repeat % 2 == 0 else reversed(turns):
+            runs.append(_run(engines.of(way), engines.workload, engines.cell, way, plan, (repeat, n_waves)))
+            advance(f"{engines.cell.label}: {way}")
+    return runs
+
+
+def _without_far(ways: Sequence[str], runs: Sequence[Run]) -> list[str]:
+    """Leave out fixed lengths that cannot be the best in hindsight."""
+    least = _FAR * max(median(ratios(runs, way, PLAIN)) for way in ways)
+    return [way for way in ways if not way.startswith("fixed:") or median(ratios(runs, way, PLAIN)) >= least]
+
+
+def ratios(runs: Sequence[Run], way: str, other: str) -> list[float]:
+    """Return throughput over another way's, in the repetitions that both took part in."""
+    speeds = {(run.way, run.repeat): run.tokens_per_second for run in runs}
+    return [
+        speed / max(speeds[other, repeat], 1e-9)
+        for (name, repeat), speed in speeds.items()
+        if name == way and (other, repeat) in speeds
+    ]
+
+
+def best_fixed(runs: Sequence[Run]) -> str:
+    """Return the fastest of plain decoding, `off` and the fixed lengths, by the median ratio to plain decoding.
+
+    A length that rests was far behind, whatever its few ratios say.
+    """
+    n_last = max(run.repeat for run in runs)
+    last = dict.fromkeys(run.way for run in runs if run.repeat == n_last)
+    ways = [way for way in last if way in (PLAIN, "off") or way.startswith("fixed:")]
+    return max(ways, key=lambda way: median(ratios(runs, way, PLAIN)))
 
 
 def is_settled(runs: Sequence[Run]) -> bool:
-    """Whether the default policy's ratio to plain decoding is known to a hundredth, or to a third of its effect."""
-    speeds = {(run.way, run.repeat): run.tokens_per_second for run in runs}
-    ratios = [speed / speeds[PLAIN, repeat] for (way, repeat), speed in speeds.items() if way == ADAPTIVE]
-    return len(ratios) < 2 or standard_error(ratios) <= max(_SETTLED, abs(mean(ratios) - 1) / 3)
+    """Whether the default policy's ratios, to plain decoding and to the best fixed choice, are known to a hundredth."""
+    if not any(run.way == ADAPTIVE for run in runs):
+        return True
+    return all(standard_error(ratios(runs, ADAPTIVE, other)) <= _SETTLED for other in {PLAIN, best_fixed(runs)})
 
 
 def standard_error(values: Sequence[float]) -> float:
-    """Return the standard error of the values' mean; 0 for a single one."""
-    return stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    """Return the standard error of the values' median, from their median deviation, as for normal ones; 0 for one."""
+    middle = median(values)
+    spread = 1.483 * median(abs(value - middle) for value in values)
+    return 1.253 * spread / math.sqrt(len(values))
 
 
-def _open(pair: Pair, workload: Workload, cell: Cell, plan: Plan, *, is_plain: bool) -> AbstractContextManager[LLM]:
-    n_ctx = workload.longest + plan.n_tokens + pair.block_size + 1
-    return pair.open(is_plain=is_plain, n_streams=cell.n_streams, n_ctx=n_ctx)
+class _Engines:
+    """The engines of one cell, opened when first needed and warmed up."""
+
+    def __init__(self, pair: Pair, workload: Workload, cell: Cell, plan: Plan) -> None:
+        self.workload = workload
+        self.cell = cell
+        self._pair = pair
+        self._n_ctx = workload.longest + plan.n_tokens + pair.block_size + 1
+        self._open: dict[str, LLM] = {}
+        self._stack = ExitStack()
+
+    def __enter__(self) -> _Engines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def of(self, way: str) -> LLM:
+        """Return the engine that serves a way."""
+        kind = way if way in (PLAIN, ADAPTIVE) else ""
+        if kind not in self._open:
+            opened = self._pair.open(is_plain=way == PLAIN, n_streams=self.cell.n_streams, n_ctx=self._n_ctx)
+            self._open[kind] = self._stack.enter_context(opened)
+            _warm_up(self._open[kind], self.workload, self.cell, way)
+        return self._open[kind]
 
 
-def _count_waves(pair: Pair, workload: Workload, cell: Cell, plan: Plan) -> int:
+def _count_waves(engines: _Engines, plan: Plan) -> int:
     """Return how many waves of answers a run has: enough for the prompts, and for plain decoding to last `run_s`."""
-    n_waves = -(-max(plan.n_prompts, cell.n_streams) // cell.n_streams)
+    n_streams = engines.cell.n_streams
+    n_waves = -(-max(plan.n_prompts, n_streams) // n_streams)
     if plan.run_s <= 0:
         return n_waves
-    with _open(pair, workload, cell, plan, is_plain=True) as llm:
-        _warm_up(llm, workload, cell, PLAIN)
-        run = _run(llm, workload, cell, PLAIN, plan, (0, n_waves))
+    run = _run(engines.of(PLAIN), engines.workload, engines.cell, PLAIN, plan, (0, n_waves))
     return math.ceil(n_waves * max(1.0, plan.run_s / max(run.seconds, 1e-3)))
-
-
-def _by_engine(turns: Sequence[str]) -> list[tuple[bool, list[str]]]:
-    """Group neighbouring ways that one engine can serve."""
-    groups: list[tuple[bool, list[str]]] = []
-    for way in turns:
-        if not groups or groups[-1][0] != (way == PLAIN):
-            groups.append((way == PLAIN, []))
-        groups[-1][1].append(way)
-    return groups
 
 
 def _warm_up(llm: LLM, workload: Workload, cell: Cell, way: str) -> None:
