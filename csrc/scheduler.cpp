@@ -22,7 +22,7 @@ constexpr double kDoubt = 0.04;
 constexpr double kTrustMemory = 0.97; // a drafted step
 constexpr double kTrustFades = 0.99;  // a parked step: conditions change
 constexpr double kTrustTokens = 100;  // that a promise is taken as kept for before steps show it
-constexpr double kLengthStep = 0.1;   // of the mean length: about 10 answers
+constexpr double kLengthAnswers = 10; // that the mean length remembers, each weighed by its tokens
 constexpr double kMinPlain = 8;       // plain tokens' worth of time before the measured speedup counts
 
 int32_t fixed_rows(const Proposal& proposal) { return std::min(proposal.policy.length, proposal.most); }
@@ -487,8 +487,9 @@ void Scheduler::observe_step(const StepLoad& load, int32_t n_requests, int32_t n
 void Scheduler::finish(uint64_t request_id, int32_t n_generated) {
     survival_.forget(request_id);
     std::erase(probed_, request_id);
-    if (n_generated > 0) { // it left the queue
-        mean_length_ += (mean_length_ > 0 ? kLengthStep : 1.0) * (n_generated - mean_length_);
+    if (n_generated > 0) { // it left the queue; few short answers say little of the long ones that take the time
+        const double step = n_generated / (n_generated + kLengthAnswers * mean_length_);
+        mean_length_ += step * (n_generated - mean_length_);
     }
 }
 
