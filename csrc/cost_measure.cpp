@@ -280,7 +280,8 @@ class Measurement {
             ms = time_behind_draft(n_rows);
         }
         std::sort(samples.begin(), samples.end());
-        curves_.verify_ms_per_row_cell = std::max(0.0, samples[1] - base_ms) / (static_cast<double>(n_rows) * n_more);
+        curves_.verify_ms_per_row_cell =
+            std::max(0.0, samples[1] - base_ms) / ((1 + kRowShare * (n_rows - 1)) * n_more);
         if (drafter_ != nullptr && !curves_.draft.empty()) {
             (void)draft_blocks(1); // injects what was queued
             for (double& ms : samples) {

@@ -155,7 +155,11 @@ double ContextCost::at(int32_t size, int32_t n_cells) const {
     if (own != buckets_.end() && own->second.knows(size)) {
         return own->second.at(size);
     }
-    return base_.at(size) + slope_ms_ * size * (n_cells - kBaseCells / 2);
+    return base_.at(size) + slope_ms_ * context_size(size, n_cells);
+}
+
+double ContextCost::context_size(int32_t size, int32_t n_cells) const {
+    return (1 + share_ * (size - 1)) * (n_cells - kBaseCells / 2);
 }
 
 bool ContextCost::knows(int32_t size, int32_t n_cells) const {
@@ -175,7 +179,7 @@ void ContextCost::observe(int32_t size, int32_t n_cells, double ms) {
     }
     buckets_[bucket].observe(size, ms);
     if (base_.knows(size)) {
-        slopes_.push(std::max(0.0, ms - base_.at(size)) / (static_cast<double>(size) * (n_cells - kBaseCells / 2)));
+        slopes_.push(std::max(0.0, ms - base_.at(size)) / context_size(size, n_cells));
         if (!has_slope_ || slopes_.size() >= kTrustedSamples) {
             slope_ms_ = slopes_.median();
         }
@@ -185,10 +189,10 @@ void ContextCost::observe(int32_t size, int32_t n_cells, double ms) {
 // ---- the table ----
 
 CostTable::CostTable(const CostCurves& measured)
-    : verify_(measured.verify, measured.verify_ms_per_row_cell),
-      plain_(measured.plain, measured.verify_ms_per_row_cell),
-      prefill_(measured.prefill, measured.verify_ms_per_row_cell),
-      draft_(measured.draft, measured.draft_ms_per_block_cell), inject_(measured.inject),
+    : verify_(measured.verify, measured.verify_ms_per_row_cell, kRowShare),
+      plain_(measured.plain, measured.verify_ms_per_row_cell, kRowShare),
+      prefill_(measured.prefill, measured.verify_ms_per_row_cell, kRowShare),
+      draft_(measured.draft, measured.draft_ms_per_block_cell, 1.0), inject_(measured.inject),
       rebuild_ms_(measured.rebuild_ms) {}
 
 double CostTable::undisturbed_verify_ms(const PassShape& pass) const {

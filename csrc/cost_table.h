@@ -35,7 +35,7 @@ struct CostCurves {
     CostPoints prefill;                // rows without logits
     CostPoints draft;                  // blocks drafted in one pass, sequential head included
     CostPoints inject;                 // context rows written into the drafter's cache before a draft
-    double verify_ms_per_row_cell = 0; // what attention adds, per row and cell in use
+    double verify_ms_per_row_cell = 0; // what attention adds for one row, per cell in use; see kRowShare
     double draft_ms_per_block_cell = 0;
     double rebuild_ms = 0; // of a verify pass: what building its graph takes, saved behind a pass of the same shape
 
@@ -101,12 +101,17 @@ class CostCurve {
     CostPoints known_; // medians of the trusted ones, read several times a step
 };
 
-// One kind of pass over sizes and contexts.
+// Of what attention costs one row, each further row adds this: rows share what is read and converted of the cache (0.6B
+// shape at 4k cells: 8 rows cost 2.3 to 3 times as much as one). A price that is too low is corrected by the drafts
+// that it leads to; one that is too high never is.
+inline constexpr double kRowShare = 1.0 / 3;
+
+// One kind of pass over sizes and contexts; `share`: as kRowShare.
 class ContextCost {
   public:
     ContextCost() = default;
-    ContextCost(const CostPoints& measured, double ms_per_row_cell)
-        : base_(measured), slope_ms_(ms_per_row_cell), has_slope_(ms_per_row_cell > 0) {}
+    ContextCost(const CostPoints& measured, double ms_per_cell, double share)
+        : base_(measured), slope_ms_(ms_per_cell), share_(share), has_slope_(ms_per_cell > 0) {}
 
     [[nodiscard]] double at(int32_t size, int32_t n_cells) const;
     [[nodiscard]] bool knows(int32_t size, int32_t n_cells) const;
@@ -116,9 +121,13 @@ class ContextCost {
     [[nodiscard]] double slope_ms() const { return slope_ms_; }
 
   private:
+    // What the context adds, in units of slope_ms_.
+    [[nodiscard]] double context_size(int32_t size, int32_t n_cells) const;
+
     CostCurve base_;
     std::map<int32_t, CostCurve> buckets_; // by context_bucket(), 0 left out: that is base_
     double slope_ms_ = 0;
+    double share_ = 1;
     bool has_slope_ = false; // measured at load; otherwise learned
     MedianRing slopes_;
 };

@@ -160,7 +160,7 @@ def test_context_buckets_double() -> None:
 def test_context_adds_per_row_and_cell_until_its_bucket_was_seen() -> None:
     table = _costs.CostTable(curves(verify_ms_per_row_cell=0.001, draft_ms_per_block_cell=0.002))
     assert table.verify_ms(2, n_cells=500) == 46
-    assert table.verify_ms(2, n_cells=2256) == pytest.approx(46 + 0.001 * 2 * 2000)
+    assert table.verify_ms(2, n_cells=2256) == pytest.approx(46 + 0.001 * (1 + 1 / 3) * 2000)
     assert table.draft_ms(1, 2256) == pytest.approx(10 + 0.002 * 2000)
     for _ in range(8):
         table.observe_verify(2, 50.0, n_cells=2256)
@@ -172,7 +172,7 @@ def test_slope_of_the_context_is_learned_where_load_did_not_measure_it() -> None
     table = _costs.CostTable(curves())
     for _ in range(8):
         table.observe_verify(1, 24.0 + 4.0, n_cells=2256)
-    assert table.verify_ms(4, n_cells=4256) == pytest.approx(74 + 0.002 * 4 * 4000)
+    assert table.verify_ms(4, n_cells=4256) == pytest.approx(74 + 0.002 * (1 + 3 / 3) * 4000)
 
 
 def test_a_free_pass_is_no_division_by_zero() -> None:

@@ -344,7 +344,7 @@ class CostCurves(TypedDict):
     prefill: list[tuple[int, float]]  # rows without logits
     draft: list[tuple[int, float]]  # blocks drafted in one pass
     inject: list[tuple[int, float]]  # context rows written into the drafter's cache before a draft
-    verify_ms_per_row_cell: float  # what attention adds per row and cell of the cache in use
+    verify_ms_per_row_cell: float  # what attention adds for one row, per cell of the cache in use
     draft_ms_per_block_cell: float
     rebuild_ms: float
 

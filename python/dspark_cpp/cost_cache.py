@@ -22,7 +22,7 @@ __all__ = ["CostCache", "cache_folder", "prepare_costs"]
 
 _log = logging.getLogger(__name__)
 
-_FORMAT = 4
+_FORMAT = 5
 
 
 def cache_folder() -> Path:
