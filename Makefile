@@ -1,5 +1,5 @@
 # make demo: set everything up, build, run the bundled pair side by side.   make test: the test suite.
-# make check: what CI also demands (style, types, stubs, sanitizers).       make bench: speed on this machine.
+# make check: what CI also demands (style, types, stubs, sanitizers).       make bench: docs/BENCHMARKS.md anew, on this machine.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -23,7 +23,7 @@ check: build stubtest sanitize
 	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
 
 bench: build
-	$(BIN)/python tools/bench_demo.py
+	$(BIN)/python tools/measure.py
 
 dev: build
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +16,7 @@ from dspark_cpp.bench.published import PUBLISHED, conditional_rate, parse_rates
 from dspark_cpp.bench.report import as_json, cell_table, report_cell, summary
 from dspark_cpp.bench.runner import Pair, Plan, Run, Stream, _without_far, is_settled, measure, standard_error
 from dspark_cpp.bench.step_split import step_split
+from dspark_cpp.bench_kernels import KernelTiming
 from dspark_cpp.cli import app
 from dspark_cpp.errors import DSparkError
 from typer.testing import CliRunner
@@ -244,10 +245,24 @@ def test_plots_without_matplotlib_are_refused_before_measuring(monkeypatch: pyte
 
 
 def test_command_names_bad_options() -> None:
-    for arguments in (["bench", "demo", "--domains", "poetry"], ["bench", "x.gguf"], ["profile", "x.gguf"]):
+    bad = (
+        ["bench", "demo", "--domains", "poetry"],
+        ["bench", "x.gguf"],
+        ["profile", "x.gguf"],
+        ["profile", "demo", "--cpu-kernels", "none"],
+    )
+    for arguments in bad:
         result = CliRunner().invoke(app, arguments)
         assert isinstance(result.exception, ValueError)
         assert "must be" in str(result.exception)
+
+
+def test_kernel_figures_are_stored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    timing = KernelTiming(type_name="q8_0", n_rows=2, milliseconds={"kernels": 1.0, "plain": 3.0}, ratio=3.0)
+    monkeypatch.setattr("dspark_cpp.bench_kernels.run_kernel_bench", lambda **options: [timing])
+    result = CliRunner().invoke(app, ["bench", "--kernels", "--json", str(tmp_path / "kernels.json")])
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "kernels.json").read_text())["rows"] == [asdict(timing)]
 
 
 def test_profile_command_shows_and_stores_curves(tmp_path: Path) -> None:

@@ -178,6 +178,8 @@ def test_bench_times_every_path(capsys, isa):
     out = capsys.readouterr().out
     assert "q8_0: kernels, plain" in out
     assert f"({isa})" in out
+    last_row = [f"{one.ratio:.2f}x" for one in timings if one.n_rows == 3]
+    assert out.splitlines()[-1].split() == ["3", *last_row]
 
 
 @pytest.mark.parametrize(

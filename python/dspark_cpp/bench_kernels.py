@@ -77,10 +77,12 @@ def run_kernel_bench(
     if isa:
         _core.set_kernel_instruction_set(isa)
     try:
-        return _time_types(types, n_rows, shape, n_repeats, n_threads)
+        timings = _time_types(types, n_rows, shape, n_repeats, n_threads)
+        _print_ratios(timings)
     finally:
         if isa:
             _core.set_kernel_instruction_set(before)
+    return timings
 
 
 def _time_types(
@@ -97,6 +99,15 @@ def _time_types(
             print(f"  {timing.ratio:6.2f}x", flush=True)
             timings.append(timing)
     return timings
+
+
+def _print_ratios(timings: Sequence[KernelTiming]) -> None:
+    ratios = {(one.type_name, one.n_rows): one.ratio for one in timings}
+    names = list(dict.fromkeys(one.type_name for one in timings))
+    print(f"ggml's best path over our kernels ({_core.kernel_instruction_set()}), rows down, types across")
+    print("      " + "".join(f"{name:>8}" for name in names))
+    for n in dict.fromkeys(one.n_rows for one in timings):
+        print(f"  {n:>3} " + "".join(f"{ratios[name, n]:7.2f}x" for name in names))
 
 
 def _make_bench(

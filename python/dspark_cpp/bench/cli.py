@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -78,7 +79,10 @@ def bench_command(
     if kernels:
         from dspark_cpp.bench_kernels import run_kernel_bench
 
-        run_kernel_bench(n_threads=n_threads, isa=isa)
+        timings = run_kernel_bench(n_threads=n_threads, isa=isa)
+        if json_file is not None:
+            rows = [asdict(timing) for timing in timings]
+            json_file.write_text(json.dumps({"kind": "dspark bench --kernels", "rows": rows}, indent=1) + "\n", "utf-8")
         return
     console = Console(highlight=False, width=None if sys.stdout.isatty() else _FILE_WIDTH)
     if plots is not None:

@@ -27,6 +27,7 @@ def profile_command(
     n_ctx: Annotated[int, typer.Option(help="Tokens of prompt and answer; 0: the model's.")] = 0,
     n_threads: Annotated[int, typer.Option(help="0: the engine's choice.")] = 0,
     n_gpu_layers: Annotated[int, typer.Option(help="-1: all.")] = -1,
+    cpu_kernels: Annotated[str, typer.Option(help="auto (ours, where they are faster), ggml.")] = "auto",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
     plots: Annotated[Path | None, typer.Option(help="Draw into this folder; needs matplotlib.")] = None,
 ) -> None:
@@ -34,7 +35,7 @@ def profile_command(
     if draft is None and target != "demo":
         raise ValueError("draft must be a GGUF file for a target other than `demo`, got none")
     options: dict[str, Any] = {"head": head, "n_ctx": n_ctx, "n_threads": n_threads, "n_gpu_layers": n_gpu_layers}
-    options |= {"n_parallel": concurrency, "costs": "measure"}
+    options |= {"n_parallel": concurrency, "cpu_kernels": cpu_kernels, "costs": "measure"}
     console = Console(highlight=False, width=None if sys.stdout.isatty() else _FILE_WIDTH)
     with LLM.demo(**options) if draft is None else LLM(target, draft, **options) as llm:
         costs = llm.costs
