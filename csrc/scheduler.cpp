@@ -217,6 +217,9 @@ void Scheduler::select_adaptive(std::span<Proposal> proposals, const StepLoad& l
             survival_.fade(proposal.key.request_id);
         }
     }
+    if (is_paying) {
+        probing_.succeed();
+    }
     probe(proposals, load);
 }
 
@@ -231,9 +234,10 @@ void Scheduler::probe(std::span<Proposal> proposals, const StepLoad& load) {
     const double return_ms = costs_.return_ms(load, n_requests) - row_ms_[0]; // to plain steps behind it
     const double cost_ms = draft_ms_[1] + costs_.inject_ms(candidate->n_waiting) + return_ms +
                            row_ms_[static_cast<size_t>(length)] - row_ms_[0];
-    const double gain_ms = expected_accepts(*candidate, length) * row_ms_[0] / n_requests;
-    if (probing_.can_pay(std::max(kProbeFloor * cost_ms, cost_ms - gain_ms))) {
-        probing_.begin(*candidate, length);
+    const double token_ms = row_ms_[0] / n_requests;
+    const double loss_ms = cost_ms - expected_accepts(*candidate, length) * token_ms;
+    if (probing_.can_pay(cost_ms, std::max(kProbeFloor * cost_ms, loss_ms))) {
+        probing_.begin(*candidate, length, token_ms);
     }
 }
 
@@ -334,6 +338,9 @@ void Scheduler::learn_bonus(double gain) {
 
 void Scheduler::observe_round(const Proposal& proposal, int32_t prefix_len, int32_t n_accepted) {
     survival_.observe(proposal.key, proposal.confidence_logits, prefix_len, n_accepted);
+    if (proposal.decision == DraftDecision::probe) {
+        probing_.settle(n_accepted);
+    }
 }
 
 void Scheduler::observe_step(const StepLoad& load, const StepShape& step, int32_t n_committed, const StepTimes& times) {
