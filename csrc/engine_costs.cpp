@@ -64,8 +64,8 @@ void Engine::learn(double total_ms) {
     const auto n_committed = static_cast<int32_t>(step_.n_committed);
     StepLoad load = load_;
     load.n_prefill_rows = n_prefill_rows;
-    scheduler_->observe_step(load, static_cast<int32_t>(proposals_.size()), static_cast<int32_t>(tasks_.size()), n_rows,
-                             n_committed, times);
+    const StepShape step{static_cast<int32_t>(proposals_.size()), static_cast<int32_t>(tasks_.size()), n_rows};
+    scheduler_->observe_step(load, step, n_committed, times);
 }
 
 } // namespace dspark

@@ -168,6 +168,10 @@ int32_t LlamaDrafter::last_position(int32_t sequence) const {
 // An injection reads the same weights for one row as for many, and what is drafted depends on no row before a draft
 // asks for it: so rows wait. Requests that do not draft, or end, never pay for most of theirs.
 void LlamaDrafter::inject(std::span<const ContextRow> rows) {
+    layers_.clear();
+    for (const int32_t layer : info_.target_layers) {
+        layers_.push_back(target_.context().layer_input(layer).data());
+    }
     for (const ContextRow& row : rows) {
         if (row.position != last_position(row.sequence) + 1) {
             forget(row.sequence); // what comes before a gap cannot stay: positions must be gapless
@@ -180,12 +184,11 @@ void LlamaDrafter::inject(std::span<const ContextRow> rows) {
     }
 }
 
-void LlamaDrafter::copy_features(const ContextRow& row, std::span<float> features) {
+void LlamaDrafter::copy_features(const ContextRow& row, std::span<float> features) const {
     const auto n_embd = static_cast<size_t>(context_.model().n_embd());
-    for (size_t tap = 0; tap < info_.target_layers.size(); ++tap) {
-        const std::span<const float> layer = target_.context().layer_input(info_.target_layers[tap]);
-        const auto state = layer.subspan(static_cast<size_t>(row.batch_row) * n_embd, n_embd);
-        std::copy(state.begin(), state.end(), features.subspan(tap * n_embd).begin());
+    for (size_t tap = 0; tap < layers_.size(); ++tap) {
+        const float* state = layers_[tap] + static_cast<size_t>(row.batch_row) * n_embd;
+        std::copy_n(state, n_embd, features.subspan(tap * n_embd).begin());
     }
 }
 

@@ -58,7 +58,7 @@ class LlamaDrafter final : public Drafter {
     void draft_heads(std::span<const DraftTask> tasks, std::span<BlockDraft> drafts);
     void decode_blocks(std::span<const DraftTask> tasks);
     void read_block(size_t index, const DraftTask& task);
-    void copy_features(const ContextRow& row, std::span<float> features);
+    void copy_features(const ContextRow& row, std::span<float> features) const;
     void flush(std::span<const int32_t> sequences);
     void make_room(int32_t sequence);
     void collect_chunk(std::span<const int32_t> sequences);
@@ -76,6 +76,7 @@ class LlamaDrafter final : public Drafter {
     std::vector<BlockInput> inputs_;
     FeatureQueue queue_;
     bool is_recording_ = false;
+    std::vector<const float*> layers_; // inputs of the tapped layers in the target's last pass, (n_rows, n_embd) each
     DrafterTimes times_;
     std::vector<int32_t> drafting_; // sequences of the round's tasks
     // One injection pass.

@@ -8,20 +8,12 @@ namespace dspark {
 
 namespace {
 
-constexpr double kMemory = 0.97;      // of the speedup: about 30 steps
-constexpr double kBonusStep = 0.05;   // of the bonus: about 20 drafted steps
-constexpr double kProbeShare = 0.003; // of the time is lost by probing
-constexpr double kFirstProbes = 3;    // times as much before the first probe, half of it before the second ..
-constexpr double kProbeFloor = 0.2;   // of a probe's cost is taken for lost, whatever it is expected to give
-constexpr double kProbeRate = 0.9;    // a probe is as long as would pay if drafts were this good
-constexpr int32_t kParkedSteps = 8;   // steps between two looks at requests that are all parked
-constexpr int32_t kRoundRows = 3; // context rows a round leaves to be injected; a long wait is paid once, by a probe
+constexpr double kMemory = 0.97;    // of the speedup: about 30 steps
+constexpr double kBonusStep = 0.05; // of the bonus: about 20 drafted steps
+constexpr double kProbeFloor = 0.2; // of a probe's cost is taken for lost, whatever it is expected to give
+constexpr double kProbeRate = 0.9;  // a probe is as long as would pay if drafts were this good
 // Of the tokens that drafting is expected to gain: a smaller advantage is less than what costs and survivals err by.
 constexpr double kDoubt = 0.04;
-// Drafted steps keep less than they promise where costs or survivals are off in a way that no estimate shows.
-constexpr double kTrustMemory = 0.97; // a drafted step
-constexpr double kTrustFades = 0.99;  // a parked step: conditions change
-constexpr double kTrustTokens = 100;  // that a promise is taken as kept for before steps show it
 constexpr double kLengthAnswers = 10; // that the mean length remembers, each weighed by its tokens
 constexpr double kMinPlain = 8;       // plain tokens' worth of time before the measured speedup counts
 
@@ -40,25 +32,19 @@ int32_t other_rows(const Proposal& proposal) {
     }
 }
 
-// Of a round that verifies the whole block.
-double expected_tokens(const DraftedBlock& block) {
+// Of a round that verifies as many slots, the target's own token included.
+double expected_tokens(std::span<const double> rates) {
     double survival = 1;
     double n_tokens = 1;
-    for (int32_t k = 0; k < block.most; ++k) {
-        survival *= block.expected[static_cast<size_t>(k)];
+    for (const double rate : rates) {
+        survival *= rate;
         n_tokens += survival;
     }
     return n_tokens;
 }
 
-bool drafts_always(const Proposal& proposal) {
-    return proposal.most > 0 && proposal.policy.kind != Policy::Kind::adaptive && !proposal.policy.never_drafts();
-}
-
-PassShape pass_of(const StepLoad& load, int32_t n_rows) { return {n_rows, load.n_prefill_rows, load.n_cells}; }
-
-bool has_one_shape(const PassShape& a, const PassShape& b) {
-    return a.n_rows == b.n_rows && a.n_prefill_rows == 0 && b.n_prefill_rows == 0;
+double expected_tokens(const DraftedBlock& block) {
+    return expected_tokens(block.expected.first(static_cast<size_t>(block.most)));
 }
 
 int32_t sum_rows(std::span<const int32_t> prefix_len) {
@@ -68,58 +54,19 @@ int32_t sum_rows(std::span<const int32_t> prefix_len) {
 } // namespace
 
 Scheduler::Scheduler(SchedulerOptions options)
-    : options_(std::move(options)), costs_(options_.costs), survival_(options_.block_size, options_.calibration) {}
+    : options_(std::move(options)), costs_(options_.costs, options_.equal_lengths),
+      survival_(options_.block_size, options_.calibration) {}
 
 double Scheduler::speedup() const { return n_plain_ < kMinPlain ? 1.0 : std::max(1.0, n_committed_ / n_plain_); }
 
 // ---- what things cost ----
 
-// Where a batch of unequal lengths is split, prompts beside rounds are a pass of their own.
-double Scheduler::pass_ms(const PassShape& pass) const {
-    if (!options_.equal_lengths) {
-        return costs_.verify_ms(pass);
-    }
-    return costs_.verify_ms({pass.n_rows, 0, pass.n_cells, pass.is_repeat}) +
-           costs_.verify_ms({0, pass.n_prefill_rows, pass.n_cells});
-}
-
-double Scheduler::step_ms(const PassShape& pass, int32_t n_drafted_rows) const {
-    return pass_ms(pass) + overhead_.at(n_drafted_rows);
-}
-
-// Of plain decoding that goes on: pass after pass of one shape.
-PassShape Scheduler::plain_pass(const StepLoad& load, int32_t n_requests) {
-    return {n_requests, load.n_prefill_rows, load.n_cells, load.n_prefill_rows == 0};
-}
-
-double Scheduler::plain_ms(const StepLoad& load, int32_t n_requests) const {
-    return step_ms(plain_pass(load, n_requests), 0);
-}
-
-void Scheduler::price_rows(const StepLoad& load, size_t n_requests, int32_t n_other_rows, bool is_after_draft) {
+void Scheduler::price_rows(const StepLoad& load, const StepShape& step) {
     int32_t n_most = 0;
     for (const DraftedBlock& block : group_.blocks) {
         n_most += block.most;
     }
-    const int32_t n_rows = static_cast<int32_t>(n_requests) + n_other_rows;
-    row_ms_.clear();
-    const bool is_plain = n_other_rows == 0 && !is_after_draft;
-    row_ms_.push_back(is_plain ? plain_ms(load, n_rows) : step_ms(pass_of(load, n_rows), n_other_rows));
-    for (int32_t n = 1; n <= n_most; ++n) {
-        PassShape pass = pass_of(load, n_rows + n);
-        pass.is_behind_draft = true;
-        pass.is_repeat = has_one_shape(pass, last_pass_);
-        row_ms_.push_back(step_ms(pass, n_other_rows + n));
-    }
-}
-
-// Beside the blocks of n_others that are drafted anyway.
-void Scheduler::price_drafts(const StepLoad& load, int32_t n_others) {
-    draft_ms_.clear();
-    for (int32_t n = 0; n <= static_cast<int32_t>(group_.blocks.size()); ++n) {
-        draft_ms_.push_back(costs_.draft_ms(n_others + n, load.n_cells) - costs_.draft_ms(n_others, load.n_cells) +
-                            costs_.inject_ms(n * kRoundRows));
-    }
+    costs_.price_rows(load, step, n_most, row_ms_);
 }
 
 // A first draft injects all rows that wait, a prompt's mostly: worth it the more, the more rounds are to come. How many
@@ -191,10 +138,11 @@ void Scheduler::weigh() {
 
 void Scheduler::select(std::span<Proposal> proposals, const StepLoad& load) {
     for (Proposal& proposal : proposals) {
-        proposal.decision = drafts_always(proposal) ? DraftDecision::draft : DraftDecision::none;
+        proposal.decision = proposal.drafts_always() ? DraftDecision::draft : DraftDecision::none;
     }
     promised_speedup_ = 0;
-    if (stay_parked(proposals)) {
+    if (parking_.goes_on(proposals)) {
+        park(proposals);
         return;
     }
     gather(proposals, Policy::Kind::adaptive, false);
@@ -205,44 +153,14 @@ void Scheduler::select(std::span<Proposal> proposals, const StepLoad& load) {
     if (options_.equal_lengths) {
         select_all_or_none(proposals);
     }
-    note_parked(proposals, load);
+    parking_.note(proposals, load);
 }
 
-// Requests that were all parked go on so for some steps without a look: nothing is learned of them meanwhile, and
-// looking at many small requests takes as long as a per cent of a small model's step.
-bool Scheduler::stay_parked(std::span<Proposal> proposals) {
-    const auto may_draft = [](const Proposal& p) { return p.policy.kind == Policy::Kind::adaptive && p.most > 0; };
-    size_t n = 0;
-    for (const Proposal& proposal : proposals) {
-        if (may_draft(proposal) && (n >= parked_.size() || parked_[n++] != proposal.key.request_id)) {
-            return false;
-        }
-    }
-    if (n != parked_.size() || n == 0 || --n_parked_steps_ < 0) {
-        return false;
-    }
+void Scheduler::park(std::span<Proposal> proposals) {
     for (Proposal& proposal : proposals) {
-        if (may_draft(proposal)) {
+        if (proposal.may_adapt()) {
             proposal.decision = DraftDecision::parked;
             survival_.fade(proposal.key.request_id);
-        }
-    }
-    return true;
-}
-
-void Scheduler::note_parked(std::span<const Proposal> proposals, const StepLoad& load) {
-    parked_.clear();
-    n_parked_steps_ = kParkedSteps - 1;
-    if (load.n_prefill_rows > 0) {
-        return; // other costs
-    }
-    for (const Proposal& proposal : proposals) {
-        if (is_drafting(proposal.decision)) {
-            parked_.clear();
-            return;
-        }
-        if (proposal.decision == DraftDecision::parked) {
-            parked_.push_back(proposal.key.request_id);
         }
     }
 }
@@ -270,20 +188,7 @@ bool Scheduler::pays(const DraftChoice& choice, int32_t n_requests) const {
         return true;
     }
     const double plain_tokens = n_requests * (1 + choice.extra_ms / row_ms_[0]); // in the same time
-    return trust() * (n_requests + (1 - kDoubt) * choice.n_gained()) > plain_tokens;
-}
-
-double Scheduler::trust() const { return std::min(1.0, (n_kept_ + kTrustTokens) / (n_promised_ + kTrustTokens)); }
-
-// Of a step: the tokens that it made, and those that it was to make in the time it took.
-void Scheduler::learn_trust(bool has_drafted, int32_t n_committed, double n_plain) {
-    const double memory = has_drafted ? kTrustMemory : kTrustFades;
-    n_kept_ *= memory;
-    n_promised_ *= memory;
-    if (has_drafted && promised_speedup_ > 0) {
-        n_kept_ += n_committed;
-        n_promised_ += promised_speedup_ * n_plain;
-    }
+    return trust_.share() * (n_requests + (1 - kDoubt) * choice.n_gained()) > plain_tokens;
 }
 
 void Scheduler::select_adaptive(std::span<Proposal> proposals, const StepLoad& load) {
@@ -291,12 +196,12 @@ void Scheduler::select_adaptive(std::span<Proposal> proposals, const StepLoad& l
     int32_t n_other_blocks = 0;
     for (const Proposal& proposal : proposals) {
         n_other_rows += other_rows(proposal);
-        n_other_blocks += drafts_always(proposal) ? 1 : 0;
+        n_other_blocks += proposal.drafts_always() ? 1 : 0;
     }
-    price_rows(load, proposals.size(), n_other_rows, false);
-    price_drafts(load, n_other_blocks);
-    price_entries(proposals);
     const auto n_requests = static_cast<int32_t>(proposals.size());
+    price_rows(load, {n_requests, n_other_blocks, n_other_rows});
+    costs_.price_drafts(load, n_other_blocks, static_cast<int32_t>(group_.blocks.size()), draft_ms_);
+    price_entries(proposals);
     const DraftChoice choice = choose_fastest_drafting(group_.blocks, {row_ms_, draft_ms_, bonus_tokens_}, n_requests);
     const bool is_paying = pays(choice, n_requests);
     const double promised_ms = row_ms_[0] + choice.extra_ms;
@@ -312,58 +217,34 @@ void Scheduler::select_adaptive(std::span<Proposal> proposals, const StepLoad& l
             survival_.fade(proposal.key.request_id);
         }
     }
+    if (is_paying) {
+        probing_.succeed();
+    }
     probe(proposals, load);
 }
 
 // One parked request drafts when the time allowed for probing covers what it is expected to lose.
 void Scheduler::probe(std::span<Proposal> proposals, const StepLoad& load) {
-    Proposal* candidate = longest_unprobed(proposals);
+    Proposal* candidate = probing_.longest_unprobed(proposals, group_.members);
     if (candidate == nullptr) {
         return;
     }
     const int32_t length = probe_length(*candidate);
     const auto n_requests = static_cast<int32_t>(proposals.size());
-    // The plain step behind it has another shape than the pass before, too.
-    const double return_ms = step_ms(pass_of(load, n_requests), 0) - row_ms_[0];
+    const double return_ms = costs_.return_ms(load, n_requests) - row_ms_[0]; // to plain steps behind it
     const double cost_ms = draft_ms_[1] + costs_.inject_ms(candidate->n_waiting) + return_ms +
                            row_ms_[static_cast<size_t>(length)] - row_ms_[0];
-    probe_cost_ms_ =
-        std::max(kProbeFloor * cost_ms, cost_ms - expected_accepts(*candidate, length) * row_ms_[0] / n_requests);
-    if (probe_credit_ms_ < probe_cost_ms_) {
-        return;
+    const double token_ms = row_ms_[0] / n_requests;
+    const double loss_ms = cost_ms - expected_accepts(*candidate, length) * token_ms;
+    if (probing_.can_pay(cost_ms, std::max(kProbeFloor * cost_ms, loss_ms))) {
+        probing_.begin(*candidate, length, token_ms);
     }
-    probe_credit_ms_ -= probe_cost_ms_;
-    ++n_probes_;
-    probe_len_ = length;
-    candidate->decision = DraftDecision::probe;
-    std::erase(probed_, candidate->key.request_id);
-    probed_.push_back(candidate->key.request_id);
-}
-
-Proposal* Scheduler::longest_unprobed(std::span<Proposal> proposals) const {
-    Proposal* candidate = nullptr;
-    std::ptrdiff_t oldest = 0;
-    for (const size_t i : group_.members) {
-        if (proposals[i].decision != DraftDecision::parked) {
-            continue;
-        }
-        const auto found = std::find(probed_.begin(), probed_.end(), proposals[i].key.request_id);
-        const std::ptrdiff_t rank = found == probed_.end() ? -1 : found - probed_.begin();
-        if (candidate == nullptr || rank < oldest) {
-            candidate = &proposals[i];
-            oldest = rank;
-        }
-    }
-    return candidate;
 }
 
 double Scheduler::expected_accepts(const Proposal& candidate, int32_t length) {
-    std::vector<double> rates(static_cast<size_t>(options_.block_size));
-    survival_.expect(candidate.key, rates);
-    DraftedBlock block;
-    block.most = length;
-    block.expected = rates;
-    return expected_tokens(block) - 1;
+    rates_.resize(static_cast<size_t>(options_.block_size));
+    survival_.expect(candidate.key, rates_);
+    return expected_tokens(std::span(rates_).first(static_cast<size_t>(length))) - 1;
 }
 
 // As long as would pay if drafts were good.
@@ -416,7 +297,8 @@ void Scheduler::schedule_group(Policy::Kind kind, std::span<const Proposal> prop
         return;
     }
     const int32_t n_other_rows = sum_rows(prefix_len);
-    price_rows(load, proposals.size(), n_other_rows, true);
+    const auto n_blocks = static_cast<int32_t>(group_.blocks.size());
+    price_rows(load, {static_cast<int32_t>(proposals.size()), n_blocks, n_other_rows});
     group_.prefix_len.assign(group_.blocks.size(), 0);
     if (kind == Policy::Kind::algorithm1) {
         algorithm1_prefixes(group_.blocks, row_ms_, static_cast<int32_t>(proposals.size()), group_.prefix_len);
@@ -431,7 +313,8 @@ void Scheduler::schedule_group(Policy::Kind kind, std::span<const Proposal> prop
     for (size_t member = 0; member < group_.members.size(); ++member) {
         const Proposal& proposal = proposals[group_.members[member]];
         const bool is_probe = proposal.decision == DraftDecision::probe;
-        prefix_len[group_.members[member]] = is_probe ? std::min(probe_len_, proposal.most) : group_.prefix_len[member];
+        prefix_len[group_.members[member]] =
+            is_probe ? std::min(probing_.length(), proposal.most) : group_.prefix_len[member];
     }
 }
 
@@ -455,38 +338,38 @@ void Scheduler::learn_bonus(double gain) {
 
 void Scheduler::observe_round(const Proposal& proposal, int32_t prefix_len, int32_t n_accepted) {
     survival_.observe(proposal.key, proposal.confidence_logits, prefix_len, n_accepted);
+    if (proposal.decision == DraftDecision::probe) {
+        probing_.settle(n_accepted);
+    }
 }
 
-void Scheduler::observe_step(const StepLoad& load, int32_t n_requests, int32_t n_drafting, int32_t n_drafted_rows,
-                             int32_t n_committed, const StepTimes& times) {
-    PassShape pass = pass_of(load, n_requests + n_drafted_rows);
-    pass.is_behind_draft = n_drafting > 0;
-    pass.is_repeat = has_one_shape(pass, last_pass_);
-    last_pass_ = pass;
-    const bool is_split = options_.equal_lengths && n_requests > 0 && load.n_prefill_rows > 0;
-    if (times.verify_ms > 0 && !is_split) { // of two passes nobody knows which took how long
-        costs_.observe_verify(pass, times.verify_ms);
-    }
-    if (n_drafting > 0) {
-        costs_.observe_draft(n_drafting, load.n_cells, times.draft_ms);
-    }
-    if (n_requests == 0 || load.n_prefill_rows > 0) {
+void Scheduler::observe_step(const StepLoad& load, const StepShape& step, int32_t n_committed, const StepTimes& times) {
+    costs_.observe_passes(load, step, times);
+    if (step.n_requests == 0 || load.n_prefill_rows > 0) {
         return;
     }
-    const double share = kProbeShare * (1 + kFirstProbes / (1 + static_cast<double>(n_probes_)));
-    probe_credit_ms_ = std::min(probe_credit_ms_ + share * times.total_ms, 2 * probe_cost_ms_);
-    overhead_.push(n_drafted_rows, std::max(0.0, times.total_ms - times.draft_ms - times.inject_ms - times.verify_ms));
-    const double expected_ms = plain_ms(load, n_requests);
-    if (expected_ms > 0) {
-        n_committed_ = kMemory * n_committed_ + n_committed;
-        n_plain_ = kMemory * n_plain_ + n_requests * times.total_ms / expected_ms;
-        learn_trust(n_drafting > 0, n_committed, n_requests * times.total_ms / expected_ms);
+    probing_.earn(times.total_ms);
+    costs_.observe_overhead(step, times);
+    learn_speed(load, step, n_committed, times.total_ms);
+}
+
+void Scheduler::learn_speed(const StepLoad& load, const StepShape& step, int32_t n_committed, double total_ms) {
+    const double expected_ms = costs_.plain_ms(load, step.n_requests);
+    if (expected_ms <= 0) {
+        return;
+    }
+    const double n_plain = step.n_requests * total_ms / expected_ms;
+    n_committed_ = kMemory * n_committed_ + n_committed;
+    n_plain_ = kMemory * n_plain_ + n_plain;
+    trust_.fade(step.n_drafting > 0);
+    if (step.n_drafting > 0 && promised_speedup_ > 0) {
+        trust_.learn(n_committed, promised_speedup_ * n_plain);
     }
 }
 
 void Scheduler::finish(uint64_t request_id, int32_t n_generated) {
     survival_.forget(request_id);
-    std::erase(probed_, request_id);
+    probing_.forget(request_id);
     if (n_generated > 0) { // it left the queue; few short answers say little of the long ones that take the time
         const double step = n_generated / (n_generated + kLengthAnswers * mean_length_);
         mean_length_ += step * (n_generated - mean_length_);

@@ -257,8 +257,8 @@ class BoundScheduler {
     }
     void observe_step(int32_t n_drafting, int32_t n_drafted_rows, int32_t n_committed, double draft_ms,
                       double inject_ms, double verify_ms, double total_ms) {
-        scheduler_.observe_step(load_, static_cast<int32_t>(proposals_.size()), n_drafting, n_drafted_rows, n_committed,
-                                {draft_ms, inject_ms, verify_ms, total_ms});
+        scheduler_.observe_step(load_, {static_cast<int32_t>(proposals_.size()), n_drafting, n_drafted_rows},
+                                n_committed, {draft_ms, inject_ms, verify_ms, total_ms});
     }
     void finish(uint64_t request_id, int32_t n_generated) { scheduler_.finish(request_id, n_generated); }
     [[nodiscard]] double speedup() const { return scheduler_.speedup(); }

@@ -5,6 +5,8 @@
 #include "feature_queue.h"
 #include "toy_models.h"
 
+#include <array>
+#include <deque>
 #include <map>
 #include <memory>
 #include <random>
@@ -198,6 +200,43 @@ void test_waiting_rows_are_copied() {
     CHECK(queue.n_rows(0) == 4);
 }
 
+// Against rows in a plain list, over many blocks of the queue.
+void test_waiting_rows_are_those_pushed() {
+    constexpr int32_t kWindow = 70;
+    FeatureQueue queue(3, 2, kWindow);
+    std::array<std::deque<int32_t>, 2> expected; // positions, which are also the values
+    std::mt19937 random(7);
+    for (int32_t change = 0; change < 20000; ++change) {
+        const auto sequence = static_cast<int32_t>(random() % 2);
+        std::deque<int32_t>& rows = expected[static_cast<size_t>(sequence)];
+        const auto kind = random() % 100;
+        if (kind < 95) {
+            const int32_t position = kind == 0 || rows.empty() ? change : rows.back() + 1;
+            if (kind == 0) {
+                rows.clear();
+            }
+            std::ranges::fill(queue.push(sequence, position), static_cast<float>(position));
+            rows.push_back(position);
+            if (rows.size() > kWindow) {
+                rows.pop_front();
+            }
+        } else if (kind < 98) {
+            const auto n = static_cast<int32_t>(random() % 40);
+            queue.drop_oldest(sequence, n);
+            rows.erase(rows.begin(), rows.begin() + std::min<std::ptrdiff_t>(n, std::ssize(rows)));
+        } else if (!rows.empty()) {
+            const int32_t begin = rows.back() - static_cast<int32_t>(random() % 40);
+            queue.remove(sequence, begin);
+            std::erase_if(rows, [&](int32_t position) { return position >= begin; });
+        }
+        CHECK(queue.n_rows(sequence) == std::ssize(rows));
+        for (size_t row = 0; row < rows.size(); ++row) {
+            const std::span<const float> features = queue.features(sequence, static_cast<int32_t>(row));
+            CHECK(features[0] == static_cast<float>(rows[row]) && features[2] == features[0]);
+        }
+    }
+}
+
 } // namespace
 
 int main() {
@@ -210,5 +249,6 @@ int main() {
     test_switched_off();
     test_no_state_leaks();
     test_waiting_rows_are_copied();
+    test_waiting_rows_are_those_pushed();
     return check_summary();
 }

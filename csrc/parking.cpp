@@ -1,0 +1,56 @@
+#include "parking.h"
+
+#include <algorithm>
+
+namespace dspark {
+
+namespace {
+
+constexpr int32_t kParkedSteps = 8;   // steps between two looks at requests that are all parked
+constexpr double kTrustMemory = 0.97; // a drafted step
+constexpr double kTrustFades = 0.99;  // a parked step: conditions change
+constexpr double kTrustTokens = 100;  // that a promise is taken as kept for before steps show it
+
+} // namespace
+
+bool Parking::goes_on(std::span<const Proposal> proposals) {
+    size_t n = 0;
+    for (const Proposal& proposal : proposals) {
+        if (proposal.may_adapt() && (n >= parked_.size() || parked_[n++] != proposal.key.request_id)) {
+            return false;
+        }
+    }
+    return n == parked_.size() && n > 0 && --n_steps_ >= 0;
+}
+
+void Parking::note(std::span<const Proposal> proposals, const StepLoad& load) {
+    parked_.clear();
+    n_steps_ = kParkedSteps - 1;
+    if (load.n_prefill_rows > 0) {
+        return; // other costs
+    }
+    for (const Proposal& proposal : proposals) {
+        if (is_drafting(proposal.decision)) {
+            parked_.clear();
+            return;
+        }
+        if (proposal.decision == DraftDecision::parked) {
+            parked_.push_back(proposal.key.request_id);
+        }
+    }
+}
+
+double Trust::share() const { return std::min(1.0, (n_kept_ + kTrustTokens) / (n_promised_ + kTrustTokens)); }
+
+void Trust::fade(bool has_drafted) {
+    const double memory = has_drafted ? kTrustMemory : kTrustFades;
+    n_kept_ *= memory;
+    n_promised_ *= memory;
+}
+
+void Trust::learn(double n_kept, double n_promised) {
+    n_kept_ += n_kept;
+    n_promised_ += n_promised;
+}
+
+} // namespace dspark

@@ -1,0 +1,40 @@
+// Requests that do not draft because it does not pay: how long they go on so without a look, and how far a promise that
+// drafting pays is believed. Must not know: costs, survivals, models. Engine thread only.
+#pragma once
+
+#include "proposal.h"
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+namespace dspark {
+
+// Requests that were all parked go on so for some steps without a look: nothing is learned of them meanwhile, and
+// looking at many small requests takes as long as a per cent of a small model's step.
+class Parking {
+  public:
+    // Whether this step needs no look.
+    [[nodiscard]] bool goes_on(std::span<const Proposal> proposals);
+    // What a look decided.
+    void note(std::span<const Proposal> proposals, const StepLoad& load);
+
+  private:
+    std::vector<uint64_t> parked_; // the requests of the step before, if all were parked
+    int32_t n_steps_ = 0;          // that they go on so
+};
+
+// Drafted steps keep less than they promise where costs or survivals are off in a way that no estimate shows.
+class Trust {
+  public:
+    [[nodiscard]] double share() const; // of a promise, at most 1
+    // A drafted step: the tokens it made, and those that it was to make in the time it took.
+    void learn(double n_kept, double n_promised);
+    void fade(bool has_drafted); // every step
+
+  private:
+    double n_kept_ = 0; // decayed
+    double n_promised_ = 0;
+};
+
+} // namespace dspark

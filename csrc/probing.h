@@ -1,0 +1,38 @@
+// When a parked request drafts all the same, to see whether it still would not pay: the time that may be lost by it,
+// and whose turn it is. Must not know: costs, survivals, models. Engine thread only.
+#pragma once
+
+#include "proposal.h"
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+namespace dspark {
+
+class Probing {
+  public:
+    // Of the parked ones among `members` (indices), who drafted longest ago; null: nobody is parked.
+    [[nodiscard]] Proposal* longest_unprobed(std::span<Proposal> proposals, std::span<const size_t> members) const;
+    // Whether the time earned covers what a probe is expected to lose of its cost.
+    [[nodiscard]] bool can_pay(double cost_ms, double loss_ms);
+    // That probe. It verifies `length` drafted tokens, and each that stands gains token_ms.
+    void begin(Proposal& candidate, int32_t length, double token_ms);
+    [[nodiscard]] int32_t length() const { return length_; } // of the last probe
+    void settle(int32_t n_accepted);                         // of a round of the last probe
+    // Drafting pays for someone: probes have led to something.
+    void succeed();
+    // A step of decoding alone: a share of its time may be lost.
+    void earn(double total_ms);
+    void forget(uint64_t request_id) { std::erase(probed_, request_id); }
+
+  private:
+    double credit_ms_ = 0;
+    double cost_ms_ = 0;  // of the probe last thought of
+    double token_ms_ = 0; // of the last probe
+    int32_t length_ = 0;
+    int32_t n_failed_ = 0;         // probes since one led to something
+    std::vector<uint64_t> probed_; // parked requests, the longest unprobed first
+};
+
+} // namespace dspark

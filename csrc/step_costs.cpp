@@ -1,0 +1,89 @@
+#include "step_costs.h"
+
+#include <algorithm>
+
+namespace dspark {
+
+namespace {
+
+PassShape pass_of(const StepLoad& load, int32_t n_rows) { return {n_rows, load.n_prefill_rows, load.n_cells}; }
+
+bool has_one_shape(const PassShape& a, const PassShape& b) {
+    return a.n_rows == b.n_rows && a.n_prefill_rows == 0 && b.n_prefill_rows == 0;
+}
+
+// Pass after pass of one shape.
+PassShape plain_pass(const StepLoad& load, int32_t n_requests) {
+    return {n_requests, load.n_prefill_rows, load.n_cells, load.n_prefill_rows == 0};
+}
+
+} // namespace
+
+// Where a batch of unequal lengths is split, prompts beside rounds are a pass of their own.
+double StepCosts::pass_ms(const PassShape& pass) const {
+    if (!equal_lengths_) {
+        return table_.verify_ms(pass);
+    }
+    return table_.verify_ms({pass.n_rows, 0, pass.n_cells, pass.is_repeat}) +
+           table_.verify_ms({0, pass.n_prefill_rows, pass.n_cells});
+}
+
+double StepCosts::step_ms(const PassShape& pass, int32_t n_drafted_rows) const {
+    return pass_ms(pass) + overhead_.at(n_drafted_rows);
+}
+
+double StepCosts::plain_pass_ms(const StepLoad& load, int32_t n_requests) const {
+    return pass_ms(plain_pass(load, n_requests));
+}
+
+double StepCosts::plain_ms(const StepLoad& load, int32_t n_requests) const {
+    return step_ms(plain_pass(load, n_requests), 0);
+}
+
+double StepCosts::return_ms(const StepLoad& load, int32_t n_requests) const {
+    return step_ms(pass_of(load, n_requests), 0);
+}
+
+void StepCosts::price_rows(const StepLoad& load, const StepShape& step, int32_t n_most,
+                           std::vector<double>& row_ms) const {
+    const int32_t n_rows = step.n_requests + step.n_drafted_rows;
+    row_ms.clear();
+    row_ms.push_back(step.n_drafting == 0 ? plain_ms(load, n_rows)
+                                          : step_ms(pass_of(load, n_rows), step.n_drafted_rows));
+    for (int32_t n = 1; n <= n_most; ++n) {
+        PassShape pass = pass_of(load, n_rows + n);
+        pass.is_behind_draft = true;
+        pass.is_repeat = has_one_shape(pass, last_pass_);
+        row_ms.push_back(step_ms(pass, step.n_drafted_rows + n));
+    }
+}
+
+void StepCosts::price_drafts(const StepLoad& load, int32_t n_others, int32_t n_most,
+                             std::vector<double>& draft_ms) const {
+    const double others_ms = table_.draft_ms(n_others, load.n_cells);
+    draft_ms.clear();
+    for (int32_t n = 0; n <= n_most; ++n) {
+        draft_ms.push_back(table_.draft_ms(n_others + n, load.n_cells) - others_ms + inject_ms(n * kRoundRows));
+    }
+}
+
+void StepCosts::observe_passes(const StepLoad& load, const StepShape& step, const StepTimes& times) {
+    PassShape pass = pass_of(load, step.n_requests + step.n_drafted_rows);
+    pass.is_behind_draft = step.n_drafting > 0;
+    pass.is_repeat = has_one_shape(pass, last_pass_);
+    last_pass_ = pass;
+    const bool is_split = equal_lengths_ && step.n_requests > 0 && load.n_prefill_rows > 0;
+    if (times.verify_ms > 0 && !is_split) { // of two passes nobody knows which took how long
+        table_.observe_verify(pass, times.verify_ms);
+    }
+    if (step.n_drafting > 0) {
+        table_.observe_draft(step.n_drafting, load.n_cells, times.draft_ms);
+    }
+}
+
+void StepCosts::observe_overhead(const StepShape& step, const StepTimes& times) {
+    overhead_.push(step.n_drafted_rows,
+                   std::max(0.0, times.total_ms - times.draft_ms - times.inject_ms - times.verify_ms));
+}
+
+} // namespace dspark

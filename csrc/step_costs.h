@@ -1,0 +1,61 @@
+// What a step costs as a whole: its passes by the cost table, what lies beside them, and the lists of prices that the
+// policies read. Owns: the cost table while an engine runs. Must not know: survivals, policies, clocks. Engine thread.
+#pragma once
+
+#include "cost_table.h"
+#include "proposal.h"
+
+#include <cstdint>
+#include <vector>
+
+namespace dspark {
+
+struct StepTimes {
+    double draft_ms = 0;
+    double inject_ms = 0;
+    double verify_ms = 0;
+    double total_ms = 0; // of the step and the pause before it, passes included
+};
+
+// What a step decodes.
+struct StepShape {
+    int32_t n_requests = 0;
+    int32_t n_drafting = 0;
+    int32_t n_drafted_rows = 0;
+};
+
+inline constexpr int32_t kRoundRows = 3; // context rows a round leaves to be injected
+
+class StepCosts {
+  public:
+    StepCosts(const CostCurves& curves, bool equal_lengths) : table_(curves), equal_lengths_(equal_lengths) {}
+
+    [[nodiscard]] const CostTable& table() const { return table_; }
+    void set(const CostCurves& curves) { table_ = CostTable(curves); }
+
+    // A pass of plain decoding that goes on, and a step of it.
+    [[nodiscard]] double plain_pass_ms(const StepLoad& load, int32_t n_requests) const;
+    [[nodiscard]] double plain_ms(const StepLoad& load, int32_t n_requests) const;
+    // The first plain step behind others: its pass has another shape than the one before.
+    [[nodiscard]] double return_ms(const StepLoad& load, int32_t n_requests) const;
+    // [n]: the step with n drafted rows on top, n = 0 .. n_most. Where nobody drafts, [0] is plain decoding.
+    void price_rows(const StepLoad& load, const StepShape& step, int32_t n_most, std::vector<double>& row_ms) const;
+    // [n]: drafting n blocks beside those of n_others, n = 0 .. n_most.
+    void price_drafts(const StepLoad& load, int32_t n_others, int32_t n_most, std::vector<double>& draft_ms) const;
+    [[nodiscard]] double inject_ms(int32_t n_rows) const { return table_.inject_ms(n_rows); }
+
+    void observe_injection(int32_t n_rows, double ms) { table_.observe_inject(n_rows, ms); }
+    void observe_passes(const StepLoad& load, const StepShape& step, const StepTimes& times);
+    void observe_overhead(const StepShape& step, const StepTimes& times);
+
+  private:
+    [[nodiscard]] double pass_ms(const PassShape& pass) const;
+    [[nodiscard]] double step_ms(const PassShape& pass, int32_t n_drafted_rows) const;
+
+    CostTable table_;
+    bool equal_lengths_;
+    OverheadLine overhead_;
+    PassShape last_pass_; // of the step before
+};
+
+} // namespace dspark
