@@ -6,81 +6,21 @@
 // steps: always the same number, for halfway cases, which go by the sum, do not exist. Their last bit would have to be
 // 1/2, but the last of the 24 bits of a weight is made 1: such a product is 2^22 or more, and none is. After each
 // block the bits, which grow by one per step, are added up as integers.
+//
+// The step has to be known before the values are read. What a sequence's largest value was in its last pass, it nearly
+// always still is: a single token goes by that, sees the true one on its way, and starts again where they differ.
 #pragma once
 
-#include "kernels/attention_run.h"
+#include "kernels/attention_math.h"
 
 #include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <type_traits>
 
 namespace dspark::kernels {
-
-// exp(x) for x <= 0; 0 below -87. NaN stays.
-template <typename Simd> [[gnu::always_inline]] inline typename Simd::Floats exp_negative(typename Simd::Floats x) {
-    using S = Simd;
-    const auto n = S::round(S::mul(x, S::set(1.44269504F)));
-    auto r = S::fma(n, S::set(-0.693145752F), x); // ln 2 in two parts: the first times n is exact
-    r = S::fma(n, S::set(-1.42860677e-6F), r);
-    auto p = S::set(1.0F / 720);
-    for (const float c : {1.0F / 120, 1.0F / 24, 1.0F / 6, 0.5F, 1.0F, 1.0F}) {
-        p = S::fma(p, r, S::set(c));
-    }
-    return S::zero_below(x, -87.0F, S::scale_by_power(p, n));
-}
-
-inline constexpr float kNotFinite = 0x1p17F; // stands for the magnitude of values that are no numbers
-
-// The step in which the values of a row are summed. `largest`: a finite f16; `total`: of the weights, the largest of
-// which is 1. The terms of a block stay below 2^22 steps, those of all blocks below 2^31. Static: each instruction set
-// has its own, compiled with its flags.
-static inline float find_step(float largest, float total) {
-    static_assert(kValueBlock == 1 << 4);
-    const auto exponent_of = [](float x) { return static_cast<int>(std::bit_cast<uint32_t>(x) >> 23) - 126; };
-    const int exponent = largest == 0.0F ? 0 : exponent_of(largest); // 2^exponent is larger
-    const int total_exponent = total <= 1.0F ? 0 : exponent_of(total);
-    const int headroom = std::max(std::min(4, total_exponent), total_exponent - 9);
-    return std::bit_cast<float>(static_cast<uint32_t>(exponent - 22 + headroom + 127) << 23);
-}
-
-inline constexpr float kOffset = 1.5F * 0x1p23F; // around it floats are whole numbers
-
-// n_rows rows of Q with 8 keys. Every dot product has the same order, whichever of them it is.
-template <typename Simd, int n_rows>
-[[gnu::always_inline]] inline void dot_rows(const float* queries, const uint16_t* const* keys, int64_t n,
-                                            typename Simd::Floats* out) {
-    using Floats = typename Simd::Floats;
-    constexpr int n_keys = 8 / n_rows; // what the registers hold
-    Floats all[n_rows][kCellBlock];
-    for (int64_t k = 0; k < kCellBlock; k += n_keys) {
-        Floats sum[n_rows][n_keys] = {};
-        const float* q = queries;
-        for (int64_t d = 0; d < n; d += 8, q += 8 * n_rows) {
-            Floats x[n_keys];
-#pragma GCC unroll 8
-            for (int i = 0; i < n_keys; ++i) {
-                x[i] = Simd::pin(Simd::load_halves(keys[k + i] + d));
-            }
-#pragma GCC unroll 8
-            for (int r = 0; r < n_rows; ++r) {
-                const Floats y = Simd::pin(Simd::load(q + 8 * r));
-#pragma GCC unroll 8
-                for (int i = 0; i < n_keys; ++i) {
-                    sum[r][i] = Simd::fma(y, x[i], sum[r][i]);
-                }
-            }
-        }
-#pragma GCC unroll 8
-        for (int r = 0; r < n_rows; ++r) {
-            std::copy_n(sum[r], n_keys, all[r] + k);
-        }
-    }
-    for (int r = 0; r < n_rows; ++r) {
-        out[r] = Simd::sum_each(all[r]);
-    }
-}
 
 template <typename Simd> class RunRows {
   public:
@@ -103,21 +43,24 @@ template <typename Simd> class RunRows {
     // All key heads of a block of cells, then the next block: along the memory.
     void compute() {
         pack_queries();
+        is_recalled_ = recall_largest_values();
         for (int64_t block = 0; block < n_padded_; block += kCellBlock) {
             for (int64_t i = 0; i < n_kv_heads_; ++i) {
                 score_block(i, block);
-                find_largest_values(i, block);
+                if (!is_recalled_) {
+                    find_largest_values(i, block);
+                }
             }
         }
         for (int64_t row = 0; row < n_rows_; ++row) {
             weigh(row);
+            set_step(row);
         }
-        std::fill_n(scratch_.sums.begin(), n_rows_ * attention_.value_size, 0);
-        for (int64_t block = 0; block < n_padded_; block += kValueBlock) {
-            for (int64_t i = 0; i < n_kv_heads_; ++i) {
-                add_values(i, block);
-            }
+        sum_values();
+        if (is_recalled_ && correct_steps()) {
+            sum_values();
         }
+        remember_largest_values();
         for (int64_t row = 0; row < n_rows_; ++row) {
             store(row);
         }
@@ -133,9 +76,11 @@ template <typename Simd> class RunRows {
     struct Row {
         int64_t token = 0;
         int64_t head = 0;
-        float total = 0.0F; // of the weights; 0: sees nothing
-        float step = 0.0F;  // of the sums of values
-        bool is_finite = true;
+        float total = 0.0F;          // of the weights; 0: sees nothing
+        float largest_value = -1.0F; // that it sees
+        float step = 1.0F;           // of the sums of values
+
+        [[nodiscard]] bool is_finite() const { return largest_value < kNotFinite && !std::isnan(total); }
     };
 
     // Calls rows(size, row) for the rows of a key head, size at a time: 4, then 2, then 1.
@@ -157,16 +102,16 @@ template <typename Simd> class RunRows {
     [[nodiscard]] float* scores(int64_t row) { return scratch_.scores.data() + row * stride_; }
     [[nodiscard]] float* largest(int64_t kv_head) { return scratch_.largest.data() + kv_head * n_padded_; }
     [[nodiscard]] Halves key(int64_t kv_head, int64_t i) const {
-        const auto cell = static_cast<size_t>(run_.cells[static_cast<size_t>(i)]);
-        const auto head = static_cast<size_t>(first_kv_head_ + kv_head);
-        return reinterpret_cast<Halves>(static_cast<const uint8_t*>(attention_.k) + cell * attention_.k_cell_stride +
-                                        head * attention_.k_head_stride);
+        return place(attention_.k, attention_.k_cell_stride, attention_.k_head_stride, kv_head, i);
     }
     [[nodiscard]] Halves value(int64_t kv_head, int64_t i) const {
+        return place(attention_.v, attention_.v_cell_stride, attention_.v_head_stride, kv_head, i);
+    }
+    [[nodiscard]] Halves place(const void* cache, size_t cell_stride, size_t head_stride, int64_t kv_head,
+                               int64_t i) const {
         const auto cell = static_cast<size_t>(run_.cells[static_cast<size_t>(i)]);
         const auto head = static_cast<size_t>(first_kv_head_ + kv_head);
-        return reinterpret_cast<Halves>(static_cast<const uint8_t*>(attention_.v) + cell * attention_.v_cell_stride +
-                                        head * attention_.v_head_stride);
+        return reinterpret_cast<Halves>(static_cast<const uint8_t*>(cache) + cell * cell_stride + head * head_stride);
     }
 
     static void prefetch(Halves p, int64_t n) {
@@ -233,8 +178,10 @@ template <typename Simd> class RunRows {
                     mask = load_mask(token, block);
                 }
                 const Floats scaled = Simd::mul(score[i], Simd::set(attention_.scale));
-                // A hidden key may be anything, NaN too.
-                Simd::store(scores(row + i) + block, Simd::keep_seen(mask, Simd::add(scaled, mask), -INFINITY));
+                const Floats sum = Simd::add(scaled, mask);
+                // A hidden key may be anything, NaN too. A cell that is seen is never -inf.
+                const Floats seen = Simd::keep_seen(sum, sum, std::numeric_limits<float>::lowest());
+                Simd::store(scores(row + i) + block, Simd::keep_seen(mask, seen, -INFINITY));
             }
         });
     }
@@ -249,19 +196,54 @@ template <typename Simd> class RunRows {
         }
     }
 
-    // Scores to weights in units of the steps in which the row will sum its values.
+    [[nodiscard]] KnownLargest& known_largest(int64_t kv_head) const {
+        return scratch_.known[known_index(value(kv_head, 0))];
+    }
+
+    // Of one token, which sees all cells of the run.
+    bool recall_largest_values() {
+        bool is_known = run_.n_tokens == 1 && n_padded_ > 0;
+        for (int64_t i = 0; i < n_kv_heads_ && is_known; ++i) {
+            const KnownLargest& known = known_largest(i);
+            is_known = known.value == value(i, 0);
+            for (int64_t row = i * n_kv_rows_; row < (i + 1) * n_kv_rows_; ++row) {
+                rows_[row].largest_value = known.largest;
+            }
+            found_[i] = 0.0F;
+        }
+        return is_known;
+    }
+
+    void remember_largest_values() const {
+        for (int64_t i = 0; i < n_kv_heads_ && run_.n_tokens == 1 && n_padded_ > 0; ++i) {
+            known_largest(i) = {value(i, 0), rows_[i * n_kv_rows_].largest_value};
+        }
+    }
+
+    // To the largest values that were found. Whether sums have to be taken again.
+    bool correct_steps() {
+        bool is_changed = false;
+        for (int64_t row = 0; row < n_rows_; ++row) {
+            const float step = rows_[row].step;
+            rows_[row].largest_value = found_[row / n_kv_rows_];
+            set_step(row);
+            is_changed = is_changed || rows_[row].step != step;
+        }
+        return is_changed;
+    }
+
+    // Scores to weights, the largest of which is 1.
     void weigh(int64_t row) {
         Row& state = rows_[row];
         float* s = scores(row);
-        const float* values = largest(row / n_kv_rows_);
-        Floats largest = Simd::set(-INFINITY), largest_value = Simd::set(-1.0F);
+        Floats largest = Simd::set(-INFINITY);
         for (int64_t i = 0; i < n_padded_; i += 8) { // hidden cells have no say
-            const Floats score = Simd::load(s + i);
-            largest = Simd::max(largest, score);
-            largest_value = Simd::max(largest_value, Simd::keep_seen(score, Simd::load(values + i), -1.0F));
+            largest = Simd::max(largest, Simd::load(s + i));
         }
-        const float most_value = Simd::largest(largest_value);
-        if (most_value < 0.0F) { // sees nothing
+        if (!is_recalled_) {
+            state.largest_value = largest_seen_value(row);
+        }
+        if (state.largest_value < 0.0F) { // sees nothing
             std::fill_n(s, n_padded_, 0.0F);
             return;
         }
@@ -272,16 +254,32 @@ template <typename Simd> class RunRows {
             check = Simd::add(check, weight);
             Simd::store(s + i, weight);
         }
-        state.is_finite = most_value < kNotFinite && !std::isnan(Simd::sum(check));
-        if (!state.is_finite) {
+        state.total = std::isnan(Simd::sum(check)) ? NAN : sum_weights(s);
+    }
+
+    [[nodiscard]] float largest_seen_value(int64_t row) {
+        const float* s = scores(row);
+        const float* values = largest(row / n_kv_rows_);
+        Floats most = Simd::set(-1.0F);
+        for (int64_t i = 0; i < n_padded_; i += 8) {
+            most = Simd::max(most, Simd::keep_seen(Simd::load(s + i), Simd::load(values + i), -1.0F));
+        }
+        return Simd::largest(most);
+    }
+
+    // Weights to units of the step in which the row sums its values: powers of two, so that it can be done again.
+    void set_step(int64_t row) {
+        Row& state = rows_[row];
+        if (!state.is_finite() || state.largest_value < 0.0F) {
             return;
         }
-        state.total = sum_weights(s);
-        state.step = find_step(most_value, state.total);
-        const Floats n_steps = Simd::set(1.0F / state.step); // a power of two: exact
-        for (int64_t i = 0; i < n_padded_; i += 8) {
-            Simd::store(s + i, Simd::make_odd(Simd::mul(Simd::load(s + i), n_steps)));
+        const float step = find_step(state.largest_value, state.total);
+        float* s = scores(row);
+        const Floats factor = Simd::set(state.step / step);
+        for (int64_t i = 0; i < n_padded_ && step != state.step; i += 8) {
+            Simd::store(s + i, Simd::make_odd(Simd::mul(Simd::load(s + i), factor)));
         }
+        state.step = step;
     }
 
     // In steps of 2^-22, like the products with the values: the same weights are too small to count in both.
@@ -307,12 +305,24 @@ template <typename Simd> class RunRows {
     // What n offsets add to a sum of bits.
     static uint32_t bias(float offset, int64_t n) { return std::bit_cast<uint32_t>(offset) * static_cast<uint32_t>(n); }
 
+    void sum_values() {
+        std::fill_n(scratch_.sums.begin(), n_rows_ * attention_.value_size, 0);
+        for (int64_t block = 0; block < n_padded_; block += kValueBlock) {
+            for (int64_t i = 0; i < n_kv_heads_; ++i) {
+                add_values(i, block);
+            }
+        }
+    }
+
     void add_values(int64_t kv_head, int64_t block) {
         Halves values[kValueBlock];
         for (int64_t i = 0; i < kValueBlock; ++i) {
             // What is not finite counts as 0: rows that see it are known, the others must not take weight 0 times it.
-            const bool is_finite = largest(kv_head)[block + i] < kNotFinite;
+            const bool is_finite = is_recalled_ || largest(kv_head)[block + i] < kNotFinite;
             values[i] = is_finite ? value(kv_head, block + i) : scratch_.zeros.data();
+            if (is_recalled_) {
+                found_[kv_head] = std::max(found_[kv_head], Simd::largest_magnitude(values[i], attention_.value_size));
+            }
             if (block + kAhead < n_padded_) {
                 prefetch(value(kv_head, block + kAhead + i), attention_.value_size);
             }
@@ -376,7 +386,7 @@ template <typename Simd> class RunRows {
         const uint32_t offsets = bias(kOffset, n_padded_ / kValueBlock);
         for (int64_t d = 0; d < attention_.value_size; ++d) {
             const auto sum = static_cast<int32_t>(static_cast<uint32_t>(sums[d]) - offsets);
-            y[d] = state.is_finite ? static_cast<float>(sum) * factor : NAN;
+            y[d] = state.is_finite() ? static_cast<float>(sum) * factor : NAN;
         }
     }
 
@@ -389,6 +399,8 @@ template <typename Simd> class RunRows {
     int64_t n_kv_heads_;
     int64_t n_kv_rows_; // of one key head
     int64_t n_rows_;
+    bool is_recalled_ = false; // the largest values
+    float found_[kRunRows];    // of a key head, on the way
     Row rows_[kRunRows];
 };
 

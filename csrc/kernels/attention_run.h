@@ -28,12 +28,25 @@ struct AttentionHeads {
     int64_t n = 0;
 };
 
+// What a key head's largest value was when the sequence that begins in this cell was last computed.
+struct KnownLargest {
+    const uint16_t* value = nullptr; // of that cell
+    float largest = 0.0F;
+};
+
+inline constexpr size_t kKnown = 1U << 12U; // layers times key heads times sequences, or some of them
+
+[[nodiscard]] inline size_t known_index(const uint16_t* value) {
+    return static_cast<size_t>(reinterpret_cast<uintptr_t>(value) * 0x9e3779b97f4a7c15U >> 52U);
+}
+
 struct AttentionScratch {
     std::vector<float> scores;   // (rows, score_stride), then the weights
     std::vector<float> queries;  // (rows, key_size), in the order in which they are read
     std::vector<int32_t> sums;   // (rows, value_size)
     std::vector<float> largest;  // (key heads, cells): the largest magnitude of the values
     std::vector<uint16_t> zeros; // (value_size)
+    std::vector<KnownLargest> known = std::vector<KnownLargest>(kKnown);
 };
 
 // An odd number of cache lines, or the rows' scores for one cell would meet in one set of the cache.
