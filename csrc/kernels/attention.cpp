@@ -9,21 +9,6 @@
 namespace dspark::kernels {
 namespace {
 
-AttendRun find_attend() {
-#if defined(DSPARK_ATTENTION_AVX2)
-    return find_attend_avx2();
-#elif defined(DSPARK_ATTENTION_NEON)
-    return find_attend_neon();
-#else
-    return nullptr;
-#endif
-}
-
-AttendRun attend_run() {
-    static const AttendRun kFound = find_attend();
-    return kFound;
-}
-
 // Most cells are hidden, of other sequences or empty: four at a time.
 void find_cells(const Attention& attention, int64_t token, std::vector<int32_t>& cells) {
     cells.clear();
@@ -66,7 +51,7 @@ class Runs {
             run_.cells.swap(united_);
         }
         run_.n_cells = run_.cells.size();
-        while (run_.cells.size() % kCellBlock != 0) {
+        while (run_.cells.size() % kValueBlock != 0) {
             run_.cells.push_back(run_.cells.back());
         }
         return run_;
@@ -80,54 +65,87 @@ class Runs {
 };
 
 void make_room(const Attention& attention, size_t n_cells, AttentionScratch& scratch) {
-    scratch.scores.resize(kRunRows * n_cells);
-    scratch.largest.resize(n_cells);
-    scratch.keys.resize(static_cast<size_t>(kCellBlock * attention.key_size));
-    scratch.values.resize(static_cast<size_t>(kValueBlock * attention.value_size));
+    scratch.scores.resize(static_cast<size_t>(kRunRows * score_stride(n_cells)));
+    scratch.queries.resize(static_cast<size_t>(kRunRows * attention.key_size));
     scratch.sums.resize(static_cast<size_t>(kRunRows * attention.value_size));
+    scratch.largest.resize(kRunRows * n_cells);
+    scratch.zeros.resize(static_cast<size_t>(attention.value_size));
 }
 
-// Shares of the heads: those of one key head, fewer where threads would be left without work.
-int64_t heads_per_share(const Attention& attention, int64_t n_groups) {
-    int64_t n = std::min(attention.n_heads / attention.n_kv_heads, kRunRows);
-    while (n % 2 == 0 && n_groups * attention.n_heads / n < attention.n_threads) {
+// How many heads of a run are computed together: those of one key head, or of several, whose keys are neighbours in
+// memory; fewer where threads would be left without work.
+int64_t heads_per_share(const Attention& attention, int64_t n_tokens, int64_t n_groups) {
+    const int64_t group = attention.n_heads / attention.n_kv_heads;
+    const auto leaves_none_idle = [&](int64_t n) { return n_groups * attention.n_heads / n >= attention.n_threads; };
+    int64_t n = std::min(group, kRunRows);
+    while (n % 2 == 0 && !leaves_none_idle(n)) {
         n /= 2;
     }
-    while (attention.n_heads / attention.n_kv_heads % n != 0) {
+    while (group % n != 0) {
         --n;
     }
-    return n;
+    if (n < group) {
+        return n;
+    }
+    int64_t n_kv_heads = std::max<int64_t>(1, kRunRows / (n_tokens * group));
+    while (n_kv_heads > 1 && (attention.n_kv_heads % n_kv_heads != 0 || !leaves_none_idle(n_kv_heads * group))) {
+        --n_kv_heads;
+    }
+    return n_kv_heads * group;
 }
 
 } // namespace
 
-bool can_attend() { return attend_run() != nullptr; }
+std::vector<AttendRun> available_attends() {
+    std::vector<AttendRun> found;
+#if defined(DSPARK_ATTENTION_X86)
+    found = {find_attend_avx512(), find_attend_avx2()};
+#elif defined(DSPARK_ATTENTION_NEON)
+    found = {find_attend_neon()};
+#endif
+    std::erase(found, nullptr);
+    return found;
+}
 
-bool attend(const Attention& attention) {
-    if (!can_attend() || attention.key_size % 8 != 0 || attention.value_size % 8 != 0) {
+bool attend_with(AttendRun attend_run, const Attention& attention) {
+    if (attend_run == nullptr || attention.key_size % 8 != 0 || attention.value_size % 8 != 0) {
         return false;
     }
     static thread_local AttentionScratch scratch;
     const int64_t group = std::max<int64_t>(1, kRunRows / (attention.n_heads / attention.n_kv_heads)); // tokens
     const int64_t n_groups = (attention.n_tokens + group - 1) / group;
-    const int64_t n_heads = heads_per_share(attention, n_groups);
-    const int64_t n_shares = attention.n_heads / n_heads;
     Runs runs(attention);
+    int64_t n_before = 0; // shares of the runs before: in turns, for the later tokens of a prompt see more cells
     for (int64_t g = 0; g < n_groups; ++g) {
-        // Shares in turns over all groups: the later tokens of a prompt see more cells.
-        const int64_t first =
-            (attention.thread - g * n_shares % attention.n_threads + attention.n_threads) % attention.n_threads;
         const int64_t end = std::min((g + 1) * group, attention.n_tokens);
-        for (int64_t token = g * group; token < end && first < n_shares;) {
+        for (int64_t token = g * group; token < end;) {
             const AttentionRun& run = runs.at(token, end);
+            const int64_t n_heads = heads_per_share(attention, run.n_tokens, n_groups);
+            const int64_t n_shares = attention.n_heads / n_heads;
             make_room(attention, run.cells.size(), scratch);
-            for (int64_t share = first; share < n_shares; share += attention.n_threads) {
-                attend_run()(attention, run, {share * n_heads, n_heads}, scratch);
+            for (int64_t share = 0; share < n_shares; ++share) {
+                if ((n_before + share) % attention.n_threads == attention.thread) {
+                    attend_run(attention, run, {share * n_heads, n_heads}, scratch);
+                }
             }
+            n_before += n_shares;
             token += run.n_tokens;
         }
     }
     return true;
 }
+
+namespace {
+
+AttendRun best_attend() {
+    static const AttendRun kFound = available_attends().empty() ? nullptr : available_attends().front();
+    return kFound;
+}
+
+} // namespace
+
+bool can_attend() { return best_attend() != nullptr; }
+
+bool attend(const Attention& attention) { return attend_with(best_attend(), attention); }
 
 } // namespace dspark::kernels

@@ -13,6 +13,9 @@ struct Neon {
     struct Ints {
         int32x4_t low, high;
     };
+    using Wide = Neon; // what sums the values
+    static constexpr int64_t kLanes = 8;
+    static constexpr int kSums = 8; // vectors that are summed up at once: what the registers hold
 
     template <typename Vector> static Vector pin(Vector v) {
         __asm__("" : "+w"(v.low), "+w"(v.high));
@@ -43,12 +46,13 @@ struct Neon {
     static Floats zero_below(Floats x, float bound, Floats value) {
         return {four_zero_below(x.low, bound, value.low), four_zero_below(x.high, bound, value.high)};
     }
-    static Ints add_bits(Ints sum, Floats v) {
-        return {vaddq_s32(sum.low, vreinterpretq_s32_f32(v.low)), vaddq_s32(sum.high, vreinterpretq_s32_f32(v.high))};
-    }
-    static void add_to(int32_t* p, Ints v, int32_t more) {
-        vst1q_s32(p, vaddq_s32(vaddq_s32(vld1q_s32(p), v.low), vdupq_n_s32(more)));
-        vst1q_s32(p + 4, vaddq_s32(vaddq_s32(vld1q_s32(p + 4), v.high), vdupq_n_s32(more)));
+    // Sets the last bit of what is not 0.
+    static Floats make_odd(Floats v) { return {make_four_odd(v.low), make_four_odd(v.high)}; }
+    static Ints bits(Floats v) { return {vreinterpretq_s32_f32(v.low), vreinterpretq_s32_f32(v.high)}; }
+    static Ints add_ints(Ints a, Ints b) { return {vaddq_s32(a.low, b.low), vaddq_s32(a.high, b.high)}; }
+    static void add_to(int32_t* p, Ints v) {
+        vst1q_s32(p, vaddq_s32(vld1q_s32(p), v.low));
+        vst1q_s32(p + 4, vaddq_s32(vld1q_s32(p + 4), v.high));
     }
 
     // Lane i: the sum of the lanes of v[i], as ((0 + 1) + (2 + 3)) + ((4 + 5) + (6 + 7)).
@@ -63,6 +67,10 @@ struct Neon {
         return {keep_four(score.low, value.low, otherwise), keep_four(score.high, value.high, otherwise)};
     }
 
+    template <int n_rows> static void dot(const float* queries, const uint16_t* const* keys, int64_t n, Floats* out) {
+        dot_rows<Neon, n_rows>(queries, keys, n, out);
+    }
+
     // The largest magnitude among n halves, which order as integers. n: a multiple of 8.
     static float largest_magnitude(const uint16_t* p, int64_t n) {
         uint16x8_t most = vdupq_n_u16(0);
@@ -75,6 +83,10 @@ struct Neon {
     }
 
   private:
+    static float32x4_t make_four_odd(float32x4_t v) {
+        const uint32x4_t is_zero = vceqzq_f32(v);
+        return vreinterpretq_f32_u32(vorrq_u32(vreinterpretq_u32_f32(v), vbicq_u32(vdupq_n_u32(1), is_zero)));
+    }
     static float32x4_t keep_four(float32x4_t score, float32x4_t value, float otherwise) {
         return vbslq_f32(vceqq_f32(score, vdupq_n_f32(-INFINITY)), vdupq_n_f32(otherwise), value);
     }

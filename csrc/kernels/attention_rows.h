@@ -1,74 +1,66 @@
 // The arithmetic of attention, for the vectors of one instruction set: `Simd` is 8 floats and what can be done to them.
 //
 // Scores, in float, each by itself. Their largest, M. Weights p = exp(s - M). Then two sums whose order must not
-// matter: of the weights, in steps of 2^-22; of weights times values, in steps of `grid`, 2^-22 of the row's largest
-// value. The latter costs two operations where a float sum takes one: p * v + C, with C so large that the sum is
-// rounded to whole steps, and an integer addition of its bits, which grow by one per step.
+// matter: of the weights, in steps of 2^-22; of weights times values, in steps of about 2^-22 of the row's largest
+// value. A float near 1.5 * 2^23 holds whole numbers only, so that sum += p * v, fused, adds p * v rounded to whole
+// steps: always the same number, for halfway cases, which go by the sum, do not exist. Their last bit would have to be
+// 1/2, but the last of the 24 bits of a weight is made 1: such a product is 2^22 or more, and none is. After each
+// block the bits, which grow by one per step, are added up as integers.
+//
+// The step has to be known before the values are read. What a sequence's largest value was in its last pass, it nearly
+// always still is: a single token goes by that, sees the true one on its way, and starts again where they differ.
 #pragma once
 
-#include "kernels/attention_run.h"
+#include "kernels/attention_math.h"
 
 #include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <limits>
+#include <type_traits>
 
 namespace dspark::kernels {
-
-// exp(x) for x <= 0; 0 below -87. NaN stays.
-template <typename Simd> [[gnu::always_inline]] inline typename Simd::Floats exp_negative(typename Simd::Floats x) {
-    using S = Simd;
-    const auto n = S::round(S::mul(x, S::set(1.44269504F)));
-    auto r = S::fma(n, S::set(-0.693145752F), x); // ln 2 in two parts: the first times n is exact
-    r = S::fma(n, S::set(-1.42860677e-6F), r);
-    auto p = S::set(1.0F / 720);
-    for (const float c : {1.0F / 120, 1.0F / 24, 1.0F / 6, 0.5F, 1.0F, 1.0F}) {
-        p = S::fma(p, r, S::set(c));
-    }
-    return S::zero_below(x, -87.0F, S::scale_by_power(p, n));
-}
-
-// How the values of a row are rounded and summed.
-struct Grid {
-    float step = 0.0F;
-    float offset = 0.0F; // C
-};
-
-inline constexpr float kNotFinite = 0x1p17F; // stands for the magnitude of values that are no numbers
-
-// `largest`: a finite f16. Single terms stay below 2^22 steps, and all of them, with weights that sum up to `total`,
-// below 2^31. Static: each instruction set has its own, compiled with its flags.
-static inline Grid make_grid(float largest, float total) {
-    const auto exponent_of = [](float x) { return static_cast<int>(std::bit_cast<uint32_t>(x) >> 23) - 126; };
-    const int exponent = largest == 0.0F ? 0 : exponent_of(largest); // 2^exponent is larger
-    const int headroom = std::max(0, exponent_of(total) - 8);
-    const float step = std::bit_cast<float>(static_cast<uint32_t>(exponent - 22 + headroom + 127) << 23);
-    return {step, 1.5F * 0x1p23F * step};
-}
 
 template <typename Simd> class RunRows {
   public:
     RunRows(const Attention& attention, const AttentionRun& run, AttentionHeads heads, AttentionScratch& scratch)
-        : attention_(attention), run_(run), heads_(heads), scratch_(scratch),
-          n_padded_(static_cast<int64_t>(run.cells.size())), n_rows_(run.n_tokens * heads.n) {
-        const int64_t kv_head = heads.first / (attention.n_heads / attention.n_kv_heads);
-        keys_ = static_cast<const uint8_t*>(attention.k) + static_cast<size_t>(kv_head) * attention.k_head_stride;
-        values_ = static_cast<const uint8_t*>(attention.v) + static_cast<size_t>(kv_head) * attention.v_head_stride;
+        : attention_(attention), run_(run), scratch_(scratch), n_padded_(static_cast<int64_t>(run.cells.size())),
+          stride_(score_stride(run.cells.size())) {
+        const int64_t group = attention.n_heads / attention.n_kv_heads;
+        const int64_t n_heads = std::min(heads.n, group); // of one key head
+        first_kv_head_ = heads.first / group;
+        n_kv_heads_ = heads.n / n_heads;
+        n_kv_rows_ = run.n_tokens * n_heads;
+        n_rows_ = n_kv_rows_ * n_kv_heads_;
+        for (int64_t row = 0; row < n_rows_; ++row) {
+            const int64_t token = row % n_kv_rows_ / n_heads;
+            rows_[row].token = run.first_token + token;
+            rows_[row].head = heads.first + row / n_kv_rows_ * n_heads + row % n_heads;
+        }
     }
 
+    // All key heads of a block of cells, then the next block: along the memory.
     void compute() {
+        pack_queries();
+        is_recalled_ = recall_largest_values();
         for (int64_t block = 0; block < n_padded_; block += kCellBlock) {
-            load_keys(block);
-            score_block(block);
+            for (int64_t i = 0; i < n_kv_heads_; ++i) {
+                score_block(i, block);
+                if (!is_recalled_) {
+                    find_largest_values(i, block);
+                }
+            }
         }
-        find_largest_values();
         for (int64_t row = 0; row < n_rows_; ++row) {
             weigh(row);
+            set_step(row);
         }
-        std::fill_n(scratch_.sums.begin(), n_rows_ * attention_.value_size, 0);
-        for (int64_t block = 0; block < n_padded_; block += kValueBlock) {
-            add_values(block, std::min(block + kValueBlock, n_padded_));
+        sum_values();
+        if (is_recalled_ && correct_steps()) {
+            sum_values();
         }
+        remember_largest_values();
         for (int64_t row = 0; row < n_rows_; ++row) {
             store(row);
         }
@@ -77,111 +69,181 @@ template <typename Simd> class RunRows {
   private:
     using Floats = typename Simd::Floats;
     using Ints = typename Simd::Ints;
+    using Halves = const uint16_t*;
+
+    static constexpr int64_t kAhead = 16; // cells; a block's heads are asked for while those before it are computed
+
     struct Row {
-        float total = 0.0F; // of the weights; 0: sees nothing
-        bool is_finite = true;
-        Grid grid;
+        int64_t token = 0;
+        int64_t head = 0;
+        float total = 0.0F;          // of the weights; 0: sees nothing
+        float largest_value = -1.0F; // that it sees
+        float step = 1.0F;           // of the sums of values
+
+        [[nodiscard]] bool is_finite() const { return largest_value < kNotFinite && !std::isnan(total); }
     };
 
-    [[nodiscard]] int64_t token(int64_t row) const { return run_.first_token + row / heads_.n; }
-    [[nodiscard]] int64_t head(int64_t row) const { return heads_.first + row % heads_.n; }
-    [[nodiscard]] float* scores(int64_t row) { return scratch_.scores.data() + row * n_padded_; }
-
-    [[nodiscard]] const uint16_t* cell_values(int64_t i) const {
-        const auto cell = static_cast<size_t>(run_.cells[static_cast<size_t>(i)]);
-        return reinterpret_cast<const uint16_t*>(values_ + cell * attention_.v_cell_stride);
+    // Calls rows(size, row) for the rows of a key head, size at a time: 4, then 2, then 1.
+    template <typename Rows> void for_rows(int64_t kv_head, Rows rows) const {
+        int64_t row = kv_head * n_kv_rows_;
+        const int64_t end = row + n_kv_rows_;
+        for (; row + 4 <= end; row += 4) {
+            rows(std::integral_constant<int, 4>(), row);
+        }
+        if (row + 2 <= end) {
+            rows(std::integral_constant<int, 2>(), row);
+            row += 2;
+        }
+        if (row < end) {
+            rows(std::integral_constant<int, 1>(), row);
+        }
     }
 
-    void load_keys(int64_t block) {
-        float* out = scratch_.keys.data();
-        for (int64_t i = 0; i < kCellBlock; ++i) {
-            const auto cell = static_cast<size_t>(run_.cells[static_cast<size_t>(block + i)]);
-            const auto* key = reinterpret_cast<const uint16_t*>(keys_ + cell * attention_.k_cell_stride);
-            for (int64_t d = 0; d < attention_.key_size; d += 8, out += 8) {
-                Simd::store(out, Simd::load_halves(key + d));
-            }
+    [[nodiscard]] float* scores(int64_t row) { return scratch_.scores.data() + row * stride_; }
+    [[nodiscard]] float* largest(int64_t kv_head) { return scratch_.largest.data() + kv_head * n_padded_; }
+    [[nodiscard]] Halves key(int64_t kv_head, int64_t i) const {
+        return place(attention_.k, attention_.k_cell_stride, attention_.k_head_stride, kv_head, i);
+    }
+    [[nodiscard]] Halves value(int64_t kv_head, int64_t i) const {
+        return place(attention_.v, attention_.v_cell_stride, attention_.v_head_stride, kv_head, i);
+    }
+    [[nodiscard]] Halves place(const void* cache, size_t cell_stride, size_t head_stride, int64_t kv_head,
+                               int64_t i) const {
+        const auto cell = static_cast<size_t>(run_.cells[static_cast<size_t>(i)]);
+        const auto head = static_cast<size_t>(first_kv_head_ + kv_head);
+        return reinterpret_cast<Halves>(static_cast<const uint8_t*>(cache) + cell * cell_stride + head * head_stride);
+    }
+
+    static void prefetch(Halves p, int64_t n) {
+        for (int64_t i = 0; i < n; i += 32) {
+            __builtin_prefetch(p + i, 0, 2);
+        }
+    }
+
+    // In the order in which score_block reads them: (rows in steps of for_rows, key_size / 8, rows, 8).
+    void pack_queries() {
+        for (int64_t i = 0; i < n_kv_heads_; ++i) {
+            for_rows(i, [&](auto n, int64_t row) {
+                float* out = scratch_.queries.data() + row * attention_.key_size;
+                for (int64_t d = 0; d < attention_.key_size; d += 8) {
+                    for (int64_t r = row; r < row + n; ++r, out += 8) {
+                        const Row& at = rows_[r];
+                        std::copy_n(attention_.q + at.token * attention_.q_token_stride +
+                                        at.head * attention_.q_head_stride + d,
+                                    8, out);
+                    }
+                }
+            });
         }
     }
 
     // The mask of a token for a block; -inf for the cells that fill the last block up.
     [[nodiscard]] Floats load_mask(int64_t token, int64_t block) const {
+        const int32_t* cells = run_.cells.data() + block;
+        const int64_t n = std::max<int64_t>(0, static_cast<int64_t>(run_.n_cells) - block);
+        const uint16_t* mask = attention_.mask + token * attention_.mask_stride;
+        if (n >= kCellBlock && attention_.mask == nullptr) {
+            return Simd::set(0.0F);
+        }
+        if (n >= kCellBlock && cells[kCellBlock - 1] - cells[0] == kCellBlock - 1) {
+            return Simd::load_halves(mask + cells[0]);
+        }
         uint16_t halves[kCellBlock] = {};
         for (int64_t i = 0; i < kCellBlock && attention_.mask != nullptr; ++i) {
-            const int32_t cell = run_.cells[static_cast<size_t>(block + i)];
-            halves[i] = attention_.mask[token * attention_.mask_stride + cell];
+            halves[i] = mask[cells[i]];
         }
-        for (int64_t i = static_cast<int64_t>(run_.n_cells) - block; i < kCellBlock; ++i) {
+        for (int64_t i = n; i < kCellBlock; ++i) {
             halves[i] = kHidden;
         }
         return Simd::load_halves(halves);
     }
 
-    void score_block(int64_t block) {
+    void score_block(int64_t kv_head, int64_t block) {
+        Halves keys[kCellBlock];
+        for (int64_t i = 0; i < kCellBlock; ++i) {
+            keys[i] = key(kv_head, block + i);
+            if (block + kAhead < n_padded_) {
+                prefetch(key(kv_head, block + kAhead + i), attention_.key_size);
+            }
+        }
+        int64_t token = -1;
         Floats mask = Simd::set(0.0F);
-        for (int64_t row = 0; row < n_rows_; row += 2) {
-            Floats score[2];
-            const int64_t second = row + 1 < n_rows_ ? row + 1 : row;
-            dot_block(queries(row), queries(second), score);
-            for (int64_t i = 0; i < 2 && row + i < n_rows_; ++i) {
-                if ((row + i) % heads_.n == 0) {
-                    mask = load_mask(token(row + i), block);
+        for_rows(kv_head, [&](auto n, int64_t row) {
+            Floats score[n];
+            Simd::template dot<n>(scratch_.queries.data() + row * attention_.key_size, keys, attention_.key_size,
+                                  score);
+            for (int64_t i = 0; i < n; ++i) {
+                if (rows_[row + i].token != token) {
+                    token = rows_[row + i].token;
+                    mask = load_mask(token, block);
                 }
                 const Floats scaled = Simd::mul(score[i], Simd::set(attention_.scale));
-                // A hidden key may be anything, NaN too.
-                Simd::store(scores(row + i) + block, Simd::keep_seen(mask, Simd::add(scaled, mask), -INFINITY));
+                const Floats sum = Simd::add(scaled, mask);
+                // A hidden key may be anything, NaN too. A cell that is seen is never -inf.
+                const Floats seen = Simd::keep_seen(sum, sum, std::numeric_limits<float>::lowest());
+                Simd::store(scores(row + i) + block, Simd::keep_seen(mask, seen, -INFINITY));
             }
-        }
+        });
     }
 
-    [[nodiscard]] const float* queries(int64_t row) const {
-        return attention_.q + token(row) * attention_.q_token_stride + head(row) * attention_.q_head_stride;
-    }
-
-    // Two rows of Q with 8 keys, 4 at a time. Every dot product has the same order, whichever of the 16 it is.
-    void dot_block(const float* first, const float* second, Floats* out) const {
-        const int64_t n = attention_.key_size;
-        Floats sum[2][kCellBlock] = {};
-        for (int64_t k = 0; k < kCellBlock; k += 4) {
-            const float* keys = scratch_.keys.data() + k * n;
-            Floats a[4] = {}, b[4] = {};
-            for (int64_t d = 0; d < n; d += 8) {
-                const Floats x = Simd::load(first + d), y = Simd::load(second + d);
-#pragma GCC unroll 4
-                for (int64_t i = 0; i < 4; ++i) {
-                    const Floats key = Simd::pin(Simd::load(keys + i * n + d));
-                    a[i] = Simd::fma(x, key, a[i]);
-                    b[i] = Simd::fma(y, key, b[i]);
-                }
+    void find_largest_values(int64_t kv_head, int64_t block) {
+        float* out = largest(kv_head) + block;
+        for (int64_t i = 0; i < kCellBlock; ++i) {
+            if (block + kAhead < n_padded_) {
+                prefetch(value(kv_head, block + kAhead + i), attention_.value_size);
             }
-            std::copy_n(a, 4, sum[0] + k);
-            std::copy_n(b, 4, sum[1] + k);
-        }
-        out[0] = Simd::sum_each(sum[0]);
-        out[1] = Simd::sum_each(sum[1]);
-    }
-
-    void find_largest_values() {
-        for (int64_t i = 0; i < n_padded_; ++i) {
-            const float largest = Simd::largest_magnitude(cell_values(i), attention_.value_size);
-            scratch_.largest[static_cast<size_t>(i)] = largest;
-            all_finite_ = all_finite_ && largest < kNotFinite;
+            out[i] = Simd::largest_magnitude(value(kv_head, block + i), attention_.value_size);
         }
     }
 
-    // Scores to weights, and how the row will sum its values.
+    [[nodiscard]] KnownLargest& known_largest(int64_t kv_head) const {
+        return scratch_.known[known_index(value(kv_head, 0))];
+    }
+
+    // Of one token, which sees all cells of the run.
+    bool recall_largest_values() {
+        bool is_known = run_.n_tokens == 1 && n_padded_ > 0;
+        for (int64_t i = 0; i < n_kv_heads_ && is_known; ++i) {
+            const KnownLargest& known = known_largest(i);
+            is_known = known.value == value(i, 0);
+            for (int64_t row = i * n_kv_rows_; row < (i + 1) * n_kv_rows_; ++row) {
+                rows_[row].largest_value = known.largest;
+            }
+            found_[i] = 0.0F;
+        }
+        return is_known;
+    }
+
+    void remember_largest_values() const {
+        for (int64_t i = 0; i < n_kv_heads_ && run_.n_tokens == 1 && n_padded_ > 0; ++i) {
+            known_largest(i) = {value(i, 0), rows_[i * n_kv_rows_].largest_value};
+        }
+    }
+
+    // To the largest values that were found. Whether sums have to be taken again.
+    bool correct_steps() {
+        bool is_changed = false;
+        for (int64_t row = 0; row < n_rows_; ++row) {
+            const float step = rows_[row].step;
+            rows_[row].largest_value = found_[row / n_kv_rows_];
+            set_step(row);
+            is_changed = is_changed || rows_[row].step != step;
+        }
+        return is_changed;
+    }
+
+    // Scores to weights, the largest of which is 1.
     void weigh(int64_t row) {
         Row& state = rows_[row];
-        state = Row{};
         float* s = scores(row);
-        Floats largest = Simd::set(-INFINITY), largest_value = Simd::set(-1.0F);
+        Floats largest = Simd::set(-INFINITY);
         for (int64_t i = 0; i < n_padded_; i += 8) { // hidden cells have no say
-            const Floats score = Simd::load(s + i);
-            largest = Simd::max(largest, score);
-            const Floats value = Simd::load(&scratch_.largest[static_cast<size_t>(i)]);
-            largest_value = Simd::max(largest_value, Simd::keep_seen(score, value, -1.0F));
+            largest = Simd::max(largest, Simd::load(s + i));
         }
-        const float most_value = Simd::largest(largest_value);
-        if (most_value < 0.0F) { // sees nothing
+        if (!is_recalled_) {
+            state.largest_value = largest_seen_value(row);
+        }
+        if (state.largest_value < 0.0F) { // sees nothing
             std::fill_n(s, n_padded_, 0.0F);
             return;
         }
@@ -192,11 +254,32 @@ template <typename Simd> class RunRows {
             check = Simd::add(check, weight);
             Simd::store(s + i, weight);
         }
-        state.is_finite = most_value < kNotFinite && !std::isnan(Simd::sum(check));
-        if (state.is_finite) {
-            state.total = sum_weights(s);
-            state.grid = make_grid(most_value, state.total);
+        state.total = std::isnan(Simd::sum(check)) ? NAN : sum_weights(s);
+    }
+
+    [[nodiscard]] float largest_seen_value(int64_t row) {
+        const float* s = scores(row);
+        const float* values = largest(row / n_kv_rows_);
+        Floats most = Simd::set(-1.0F);
+        for (int64_t i = 0; i < n_padded_; i += 8) {
+            most = Simd::max(most, Simd::keep_seen(Simd::load(s + i), Simd::load(values + i), -1.0F));
         }
+        return Simd::largest(most);
+    }
+
+    // Weights to units of the step in which the row sums its values: powers of two, so that it can be done again.
+    void set_step(int64_t row) {
+        Row& state = rows_[row];
+        if (!state.is_finite() || state.largest_value < 0.0F) {
+            return;
+        }
+        const float step = find_step(state.largest_value, state.total);
+        float* s = scores(row);
+        const Floats factor = Simd::set(state.step / step);
+        for (int64_t i = 0; i < n_padded_ && step != state.step; i += 8) {
+            Simd::store(s + i, Simd::make_odd(Simd::mul(Simd::load(s + i), factor)));
+        }
+        state.step = step;
     }
 
     // In steps of 2^-22, like the products with the values: the same weights are too small to count in both.
@@ -208,12 +291,12 @@ template <typename Simd> class RunRows {
             const int64_t end = std::min(begin + n_exact, n_padded_);
             Ints sum = {};
             for (int64_t i = begin; i < end; i += 8) {
-                sum = Simd::add_bits(sum, Simd::add(Simd::load(weights + i), Simd::set(offset)));
+                sum = Simd::add_ints(sum, Simd::bits(Simd::add(Simd::load(weights + i), Simd::set(offset))));
             }
             int32_t lanes[8] = {};
-            Simd::add_to(lanes, sum, static_cast<int32_t>(0U - bias(offset, (end - begin) / 8)));
+            Simd::add_to(lanes, sum);
             for (const int32_t lane : lanes) {
-                total += lane;
+                total += static_cast<int32_t>(static_cast<uint32_t>(lane) - bias(offset, (end - begin) / 8));
             }
         }
         return static_cast<float>(total) * 0x1p-22F;
@@ -222,101 +305,102 @@ template <typename Simd> class RunRows {
     // What n offsets add to a sum of bits.
     static uint32_t bias(float offset, int64_t n) { return std::bit_cast<uint32_t>(offset) * static_cast<uint32_t>(n); }
 
-    // What is not finite counts as 0: rows that see it are known, the others must not take weight 0 times it.
-    void load_values(int64_t begin, int64_t end) {
-        float* out = scratch_.values.data();
-        for (int64_t i = begin; i < end; ++i) {
-            const bool is_finite = scratch_.largest[static_cast<size_t>(i)] < kNotFinite;
-            for (int64_t d = 0; d < attention_.value_size; d += 8, out += 8) {
-                Simd::store(out, is_finite ? Simd::load_halves(cell_values(i) + d) : Simd::set(0.0F));
+    void sum_values() {
+        std::fill_n(scratch_.sums.begin(), n_rows_ * attention_.value_size, 0);
+        for (int64_t block = 0; block < n_padded_; block += kValueBlock) {
+            for (int64_t i = 0; i < n_kv_heads_; ++i) {
+                add_values(i, block);
             }
         }
     }
 
-    void add_values(int64_t begin, int64_t end) {
-        if (n_rows_ <= 2 && all_finite_) { // each value is used once: a copy would not pay
-            n_rows_ == 2 ? add_rows<2, false>(0, begin, end) : add_rows<1, false>(0, begin, end);
-            return;
+    void add_values(int64_t kv_head, int64_t block) {
+        Halves values[kValueBlock];
+        for (int64_t i = 0; i < kValueBlock; ++i) {
+            // What is not finite counts as 0: rows that see it are known, the others must not take weight 0 times it.
+            const bool is_finite = is_recalled_ || largest(kv_head)[block + i] < kNotFinite;
+            values[i] = is_finite ? value(kv_head, block + i) : scratch_.zeros.data();
+            if (is_recalled_) {
+                found_[kv_head] = std::max(found_[kv_head], Simd::largest_magnitude(values[i], attention_.value_size));
+            }
+            if (block + kAhead < n_padded_) {
+                prefetch(value(kv_head, block + kAhead + i), attention_.value_size);
+            }
         }
-        load_values(begin, end);
-        int64_t row = 0;
-        for (; row + 2 <= n_rows_; row += 2) {
-            add_rows<2, true>(row, begin, end);
-        }
-        if (row < n_rows_) {
-            add_rows<1, true>(row, begin, end);
-        }
+        for_rows(kv_head, [&](auto n, int64_t row) {
+            using Wide = typename Simd::Wide;
+            constexpr int n_vectors = std::min(Wide::kSums / n, 8);
+            int64_t d = 0;
+            for (; d + n_vectors * Wide::kLanes <= attention_.value_size; d += n_vectors * Wide::kLanes) {
+                add_slice<Wide, n, n_vectors>(row, d, block, values);
+            }
+            for (; d + n_vectors / 2 * Wide::kLanes <= attention_.value_size; d += n_vectors / 2 * Wide::kLanes) {
+                add_slice<Wide, n, n_vectors / 2>(row, d, block, values);
+            }
+            for (; d < attention_.value_size; d += 8) {
+                add_slice<Simd, n, 1>(row, d, block, values);
+            }
+        });
     }
 
-    template <int n_rows, bool is_loaded> void add_rows(int64_t row, int64_t begin, int64_t end) {
-        int64_t d = 0;
-        for (; d + 32 <= attention_.value_size; d += 32) {
-            add_slice<n_rows, 4, is_loaded>(row, d, begin, end);
+    // n_vectors of the values of a block, weighted, to the sums of n_rows rows.
+    template <typename V, int n_rows, int n_vectors>
+    void add_slice(int64_t row, int64_t d, int64_t block, const Halves* values) {
+        typename V::Floats sum[n_rows][n_vectors];
+#pragma GCC unroll 16
+        for (int i = 0; i < n_rows * n_vectors; ++i) {
+            sum[i / n_vectors][i % n_vectors] = V::set(kOffset);
         }
-        for (; d < attention_.value_size; d += 8) {
-            add_slice<n_rows, 1, is_loaded>(row, d, begin, end);
-        }
-    }
-
-    // n_vectors * 8 values of cells [begin, end), weighted, to the sums of n_rows rows.
-    template <int n_rows, int n_vectors, bool is_loaded>
-    void add_slice(int64_t row, int64_t d, int64_t begin, int64_t end) {
-        Ints sum[n_rows * n_vectors] = {};
-        Floats offset[n_rows];
-        const float* weights[n_rows];
+        const float* weights = scores(row) + block;
 #pragma GCC unroll 4
-        for (int r = 0; r < n_rows; ++r) {
-            offset[r] = Simd::set(rows_[row + r].grid.offset);
-            weights[r] = scores(row + r);
-        }
-        const float* values = scratch_.values.data() + d;
-        for (int64_t i = begin; i < end; ++i, values += attention_.value_size) {
-            Floats v[n_vectors];
-#pragma GCC unroll 4
+        for (int64_t i = 0; i < kValueBlock; ++i) {
+            typename V::Floats v[n_vectors];
+#pragma GCC unroll 8
             for (int j = 0; j < n_vectors; ++j) {
-                v[j] =
-                    Simd::pin(is_loaded ? Simd::load(values + 8 * j) : Simd::load_halves(cell_values(i) + d + 8 * j));
+                v[j] = V::pin(V::load_halves(values[i] + d + V::kLanes * j));
             }
 #pragma GCC unroll 4
             for (int r = 0; r < n_rows; ++r) {
-                const Floats weight = Simd::set(weights[r][i]);
-#pragma GCC unroll 4
+                const auto weight = V::pin(V::set(weights[r * stride_ + i]));
+#pragma GCC unroll 8
                 for (int j = 0; j < n_vectors; ++j) {
-                    Ints& s = sum[r * n_vectors + j];
-                    s = Simd::pin(Simd::add_bits(s, Simd::fma(v[j], weight, offset[r])));
+                    sum[r][j] = V::fma(v[j], weight, sum[r][j]);
                 }
             }
         }
 #pragma GCC unroll 4
         for (int r = 0; r < n_rows; ++r) {
-            const uint32_t offsets = bias(rows_[row + r].grid.offset, end - begin);
             int32_t* out = scratch_.sums.data() + (row + r) * attention_.value_size + d;
-#pragma GCC unroll 4
+#pragma GCC unroll 8
             for (int j = 0; j < n_vectors; ++j) {
-                Simd::add_to(out + 8 * j, sum[r * n_vectors + j], static_cast<int32_t>(0U - offsets));
+                V::add_to(out + V::kLanes * j, V::bits(sum[r][j]));
             }
         }
     }
 
     void store(int64_t row) {
         const Row& state = rows_[row];
-        float* y = attention_.y + (token(row) * attention_.n_heads + head(row)) * attention_.value_size;
+        float* y = attention_.y + (state.token * attention_.n_heads + state.head) * attention_.value_size;
         const int32_t* sums = scratch_.sums.data() + row * attention_.value_size;
-        const float factor = state.total == 0.0F ? 0.0F : state.grid.step / state.total;
+        const float factor = state.total == 0.0F ? 0.0F : state.step / state.total;
+        const uint32_t offsets = bias(kOffset, n_padded_ / kValueBlock);
         for (int64_t d = 0; d < attention_.value_size; ++d) {
-            y[d] = state.is_finite ? static_cast<float>(sums[d]) * factor : NAN;
+            const auto sum = static_cast<int32_t>(static_cast<uint32_t>(sums[d]) - offsets);
+            y[d] = state.is_finite() ? static_cast<float>(sum) * factor : NAN;
         }
     }
 
     const Attention& attention_;
     const AttentionRun& run_;
-    AttentionHeads heads_;
     AttentionScratch& scratch_;
     int64_t n_padded_;
+    int64_t stride_;
+    int64_t first_kv_head_;
+    int64_t n_kv_heads_;
+    int64_t n_kv_rows_; // of one key head
     int64_t n_rows_;
-    bool all_finite_ = true; // the values
-    const uint8_t* keys_ = nullptr;
-    const uint8_t* values_ = nullptr;
+    bool is_recalled_ = false; // the largest values
+    float found_[kRunRows];    // of a key head, on the way
     Row rows_[kRunRows];
 };
 
