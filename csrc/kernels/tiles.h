@@ -65,33 +65,64 @@ template <typename Format, int N>
     }
 }
 
-// total[c] += the chunk's sub-block sums times their scales.
-template <typename Format, int N, int chunk>
-[[gnu::always_inline]] inline void multiply_chunk(const Ints* q, const SuperHead& head, const int32_t* x, Ints* total) {
+// total[c] += the sub-block's products times their scale, all columns beside each other: they hide each other's
+// latency.
+template <typename Format, int N>
+[[gnu::always_inline]] inline void multiply_beside(const Ints* w, Ints scale, const int32_t* x, Ints* total) {
     constexpr int kRecord = record_groups(super_layout<Format>());
-    constexpr int kDepth = kHasVnni ? Format::kVectors : Format::kDepth;
+    Ints sum[N];
 #pragma GCC unroll 8
-    for (int part = 0; part < kChunkVectors; part += kDepth) {
-        const int sub_block = Format::sub_block(chunk, part / Format::kVectors);
-        const int32_t* group = x + sub_block * Format::kVectors + part % Format::kVectors;
-        Ints sum[N];
+    for (int c = 0; c < N; ++c) {
+        sum[c] = zero_ints();
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < Format::kVectors; ++i) {
+        const Ints weights = w[i];
 #pragma GCC unroll 8
         for (int c = 0; c < N; ++c) {
-            sum[c] = zero_ints();
+            add_byte_products(sum[c], weights, x + c * kRecord + i);
+        }
+    }
+#pragma GCC unroll 8
+    for (int c = 0; c < N; ++c) {
+        total[c] = add_ints(total[c], kHasVnni ? mul_ints(sum[c], scale) : madd_words(sum[c], scale));
+        keep_order(total[c]);
+    }
+}
+
+// The same column after column, where no more than kDepth vectors add up in 16 bits: those, one sum and the totals of 8
+// columns are what 16 registers hold.
+template <typename Format, int N>
+[[gnu::always_inline]] inline void multiply_in_turn(const Ints* w, Ints scale, const int32_t* x, Ints* total) {
+    constexpr int kRecord = record_groups(super_layout<Format>());
+#pragma GCC unroll 4
+    for (int part = 0; part < Format::kVectors; part += Format::kDepth, x += Format::kDepth) {
+        Ints weights[Format::kDepth];
+#pragma GCC unroll 4
+        for (int i = 0; i < Format::kDepth; ++i) {
+            weights[i] = w[part + i];
+            keep_order(weights[i]);
         }
 #pragma GCC unroll 8
-        for (int i = 0; i < kDepth; ++i) {
-#pragma GCC unroll 8
-            for (int c = 0; c < N; ++c) {
-                add_byte_products(sum[c], q[part + i], group + c * kRecord + i);
+        for (int c = 0; c < N; ++c) {
+            Ints sum = madd_bytes(weights[0], broadcast(x + c * kRecord));
+#pragma GCC unroll 4
+            for (int i = 1; i < Format::kDepth; ++i) {
+                add_byte_products(sum, weights[i], x + c * kRecord + i);
             }
-        }
-#pragma GCC unroll 8
-        for (int c = 0; c < N; ++c) {
-            const Ints scale = head.scale[sub_block];
-            total[c] = add_ints(total[c], kHasVnni ? mul_ints(sum[c], scale) : madd_words(sum[c], scale));
+            total[c] = add_ints(total[c], madd_words(sum, scale));
             keep_order(total[c]);
         }
+    }
+}
+
+template <typename Format, int N>
+[[gnu::always_inline]] inline void multiply_sub_block(const Ints* w, Ints scale, const int32_t* x, Ints* total) {
+    constexpr bool kIsBeside = kHasVnni || Format::kDepth == Format::kVectors;
+    if constexpr (kIsBeside) {
+        multiply_beside<Format, N>(w, scale, x, total);
+    } else {
+        multiply_in_turn<Format, N>(w, scale, x, total);
     }
 }
 
