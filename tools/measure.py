@@ -182,6 +182,27 @@ def steps() -> list[Step]:
             "adaptive beside upstream's best",
         ),
         Step(
+            "reuse",
+            "Prefix reuse: time to the first token",
+            "The bundled pair.",
+            [["python", "tools/bench_reuse.py", "--repeats", "3"]],
+        ),
+        Step(
+            "window",
+            "The draft window at long contexts",
+            "The bundled pair.",
+            [["python", "tools/bench_window.py", "--n-texts", "3"]],
+        ),
+        Step(
+            "vocabulary",
+            "A reduced draft vocabulary",
+            "The bundled pair with its own answers as corpus, then times at Qwen3-0.6B's shape.",
+            [
+                ["python", "tools/bench_draft_vocab.py", "--n-prompts", "9", "--repeats", "2"],
+                ["python", "tools/bench_draft_vocab.py", "--shape", "0.6B"],
+            ],
+        ),
+        Step(
             "kernels",
             "Matrix products alone",
             "One thread; ggml's plain and repacked paths beside our kernels.",
