@@ -6,9 +6,8 @@ namespace dspark {
 
 namespace {
 
-constexpr size_t kBlockRows = 16;
-// Blocks that nobody uses are kept up to this: memory asked for anew with every row costs more than the rows' copies.
-constexpr size_t kSpareBytes = size_t{8} << 20;
+// An emptied sequence keeps room for a few rounds' rows and gives the rest back.
+constexpr size_t kKeptRows = 64;
 
 } // namespace
 
@@ -24,13 +23,11 @@ std::span<float> FeatureQueue::push(int32_t sequence, int32_t position) {
     if (rows.n_rows == window_) {
         drop_oldest(sequence, 1);
     }
-    const auto row = static_cast<size_t>(rows.n_rows);
-    if (rows.begin + row == rows.blocks.size() * kBlockRows) {
-        add_block(rows);
-    }
+    const size_t end = (rows.begin + static_cast<size_t>(rows.n_rows)) * n_features_;
+    rows.values.resize(end + n_features_);
     ++rows.n_rows;
     ++n_rows_;
-    return row_of(rows, row);
+    return std::span(rows.values).subspan(end, n_features_);
 }
 
 void FeatureQueue::drop_oldest(int32_t sequence, int32_t n_rows) {
@@ -40,8 +37,7 @@ void FeatureQueue::drop_oldest(int32_t sequence, int32_t n_rows) {
     rows.begin += static_cast<size_t>(n);
     rows.n_rows -= n;
     n_rows_ -= static_cast<size_t>(n);
-    give_back(rows, 0, rows.begin / kBlockRows);
-    rows.begin %= kBlockRows;
+    compact(rows);
 }
 
 void FeatureQueue::remove(int32_t sequence, int32_t begin) {
@@ -65,31 +61,21 @@ void FeatureQueue::truncate(Rows& rows, int32_t n_kept) {
     }
     n_rows_ -= static_cast<size_t>(rows.n_rows - n_kept);
     rows.n_rows = n_kept;
-    const size_t end = rows.begin + static_cast<size_t>(n_kept);
-    give_back(rows, (end + kBlockRows - 1) / kBlockRows, rows.blocks.size());
+    compact(rows);
 }
 
-void FeatureQueue::add_block(Rows& rows) {
-    if (spare_.empty()) {
-        rows.blocks.push_back(std::make_unique_for_overwrite<float[]>(kBlockRows * n_features_));
-        return;
+// Moving the rows that are left only when fewer are left than were dropped costs O(1) per row in the long run.
+void FeatureQueue::compact(Rows& rows) const {
+    const auto n_left = static_cast<size_t>(rows.n_rows);
+    if (n_left == 0 && rows.values.capacity() > kKeptRows * n_features_) {
+        rows.values = {};
     }
-    rows.blocks.push_back(std::move(spare_.back()));
-    spare_.pop_back();
-}
-
-void FeatureQueue::give_back(Rows& rows, size_t first, size_t end) {
-    const auto begin = rows.blocks.begin();
-    const size_t n_spare = kSpareBytes / (kBlockRows * n_features_ * sizeof(float));
-    for (size_t i = first; i < end && spare_.size() < n_spare; ++i) {
-        spare_.push_back(std::move(rows.blocks[i]));
+    rows.values.resize(n_left == 0 ? 0 : (rows.begin + n_left) * n_features_);
+    if (rows.begin >= n_left) {
+        const size_t n_dropped = std::min(rows.begin * n_features_, rows.values.size());
+        rows.values.erase(rows.values.begin(), rows.values.begin() + static_cast<std::ptrdiff_t>(n_dropped));
+        rows.begin = 0;
     }
-    rows.blocks.erase(begin + static_cast<std::ptrdiff_t>(first), begin + static_cast<std::ptrdiff_t>(end));
-}
-
-std::span<float> FeatureQueue::row_of(const Rows& rows, size_t row) const {
-    const size_t place = rows.begin + row;
-    return {rows.blocks[place / kBlockRows].get() + place % kBlockRows * n_features_, n_features_};
 }
 
 int32_t FeatureQueue::last_position(int32_t sequence) const {
@@ -98,7 +84,8 @@ int32_t FeatureQueue::last_position(int32_t sequence) const {
 }
 
 std::span<const float> FeatureQueue::features(int32_t sequence, int32_t row) const {
-    return row_of(of(sequence), static_cast<size_t>(row));
+    const Rows& rows = of(sequence);
+    return std::span(rows.values).subspan((rows.begin + static_cast<size_t>(row)) * n_features_, n_features_);
 }
 
 int32_t FeatureQueue::longest() const {

@@ -5,7 +5,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <span>
 #include <vector>
 
@@ -32,25 +31,21 @@ class FeatureQueue {
     [[nodiscard]] size_t n_bytes() const { return n_rows_ * n_features_ * sizeof(float); }
 
   private:
-    using Block = std::unique_ptr<float[]>; // (kBlockRows, n_features)
     struct Rows {
         int32_t first_position = 0;
         int32_t n_rows = 0;
-        size_t begin = 0; // rows at the front of the first block that were dropped
-        std::vector<Block> blocks;
+        size_t begin = 0;          // rows of `values` that were dropped and not yet moved out of the way
+        std::vector<float> values; // (begin + n_rows, n_features)
     };
 
     [[nodiscard]] const Rows& of(int32_t sequence) const { return rows_[static_cast<size_t>(sequence)]; }
-    [[nodiscard]] std::span<float> row_of(const Rows& rows, size_t row) const;
     void truncate(Rows& rows, int32_t n_kept);
-    void add_block(Rows& rows);
-    void give_back(Rows& rows, size_t first, size_t end);
+    void compact(Rows& rows) const;
 
     size_t n_features_;
     int32_t window_;
     size_t n_rows_ = 0; // of all sequences
     std::vector<Rows> rows_;
-    std::vector<Block> spare_;
 };
 
 } // namespace dspark

@@ -54,7 +54,9 @@ void StepCosts::price_rows(const StepLoad& load, const StepShape& step, int32_t 
         PassShape pass = pass_of(load, n_rows + n);
         pass.is_behind_draft = true;
         pass.is_repeat = has_one_shape(pass, last_pass_);
-        row_ms.push_back(step_ms(pass, step.n_drafted_rows + n));
+        // Never less than without them: the two kinds of passes have ratios of their own, and while nobody drafts that
+        // of drafted ones is an old one.
+        row_ms.push_back(std::max(row_ms.front(), step_ms(pass, step.n_drafted_rows + n)));
     }
 }
 

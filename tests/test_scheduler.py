@@ -67,6 +67,36 @@ def test_plain_decoding_is_priced_as_passes_of_one_shape() -> None:
     assert _scheduling.Scheduler(costs=cheap, block_size=BLOCK).select(request) == ["parked"]
 
 
+def test_plain_steps_that_have_become_slow_do_not_make_drafted_ones_cheaper_than_themselves() -> None:
+    """While nobody drafts, nothing tells whether drafted passes have become slow too."""
+    useless = [("exact", 0.0, [1.0] * BLOCK, [0.01] * BLOCK, [], [])]
+    bound = scheduler(USELESS, calibration=useless)
+
+    def observe(n_drafted: int, draft_ms: float, verify_ms: float) -> None:
+        bound.observe_step(
+            n_drafting=n_drafted,
+            n_drafted_rows=n_drafted,
+            n_committed=1,
+            draft_ms=draft_ms,
+            verify_ms=verify_ms,
+            total_ms=draft_ms + verify_ms,
+        )
+
+    for _ in range(10):
+        bound.select([{"id": 1, "policy": "fixed:1"}])
+        observe(1, 26, 42)
+    for _ in range(40):
+        bound.select([{"id": 1}])
+        observe(0, 0, 3 * 26)
+        assert bound.select([{"id": 1}]) == ["parked"]
+
+
+def test_probing_costs_less_and_less_while_it_fails() -> None:
+    simulation = Simulation(USELESS)
+    simulation.run(1500)
+    assert 0 < simulation.run(3000).probe_share < 0.003
+
+
 def test_a_prompt_is_not_injected_for_an_answer_that_is_nearly_over() -> None:
     given = curves(Setting("flat", 0.9, draft_share=0.3, n_prompt=1))
     given["inject"] = [(1, 1.0), (1000, 1000.0)]
