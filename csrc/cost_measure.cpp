@@ -267,7 +267,6 @@ class Measurement {
     }
 
     void measure_context() {
-        const int32_t n_more = end_ - kBaseCells / 2;
         if (end_ <= kBaseCells || curves_.verify.empty()) {
             return; // too short a context to tell attention from noise
         }
@@ -280,15 +279,15 @@ class Measurement {
             ms = time_behind_draft(n_rows);
         }
         std::sort(samples.begin(), samples.end());
-        curves_.verify_ms_per_row_cell =
-            std::max(0.0, samples[1] - base_ms) / ((1 + kRowShare * (n_rows - 1)) * n_more);
+        curves_.verify_ms_per_row_cell = std::max(0.0, samples[1] - base_ms) / context_size(n_rows, end_, kRowShare);
         if (drafter_ != nullptr && !curves_.draft.empty()) {
             (void)draft_blocks(1); // injects what was queued
             for (double& ms : samples) {
                 ms = time_draft(1);
             }
             std::sort(samples.begin(), samples.end());
-            curves_.draft_ms_per_block_cell = std::max(0.0, samples[1] - curves_.draft[0].second) / n_more;
+            curves_.draft_ms_per_block_cell =
+                std::max(0.0, samples[1] - curves_.draft[0].second) / context_size(1, end_, 1.0);
         }
     }
 

@@ -146,7 +146,14 @@ double CostCurve::at(int32_t size) const {
 
 // ---- contexts ----
 
-double ContextCost::at(int32_t size, int32_t n_cells) const {
+void ContextSlope::observe(double ms) {
+    seen_.push(ms);
+    if (!is_measured_ || seen_.size() >= kTrustedSamples) {
+        ms_ = seen_.median();
+    }
+}
+
+double ContextCost::at(int32_t size, int32_t n_cells, const ContextSlope& slope) const {
     const int32_t bucket = context_bucket(n_cells);
     if (bucket == 0) {
         return base_.at(size);
@@ -155,11 +162,7 @@ double ContextCost::at(int32_t size, int32_t n_cells) const {
     if (own != buckets_.end() && own->second.knows(size)) {
         return own->second.at(size);
     }
-    return base_.at(size) + slope_ms_ * context_size(size, n_cells);
-}
-
-double ContextCost::context_size(int32_t size, int32_t n_cells) const {
-    return (1 + share_ * (size - 1)) * (n_cells - kBaseCells / 2);
+    return base_.at(size) + slope.ms() * context_size(size, n_cells, share_);
 }
 
 bool ContextCost::knows(int32_t size, int32_t n_cells) const {
@@ -171,7 +174,7 @@ bool ContextCost::knows(int32_t size, int32_t n_cells) const {
     return own != buckets_.end() && own->second.knows(size);
 }
 
-void ContextCost::observe(int32_t size, int32_t n_cells, double ms) {
+void ContextCost::observe(int32_t size, int32_t n_cells, double ms, ContextSlope& slope) {
     const int32_t bucket = context_bucket(n_cells);
     if (bucket == 0) {
         base_.observe(size, ms);
@@ -179,32 +182,30 @@ void ContextCost::observe(int32_t size, int32_t n_cells, double ms) {
     }
     buckets_[bucket].observe(size, ms);
     if (base_.knows(size)) {
-        slopes_.push(std::max(0.0, ms - base_.at(size)) / context_size(size, n_cells));
-        if (!has_slope_ || slopes_.size() >= kTrustedSamples) {
-            slope_ms_ = slopes_.median();
-        }
+        slope.observe(std::max(0.0, ms - base_.at(size)) / context_size(size, n_cells, share_));
     }
 }
 
 // ---- the table ----
 
 CostTable::CostTable(const CostCurves& measured)
-    : verify_(measured.verify, measured.verify_ms_per_row_cell, kRowShare),
-      plain_(measured.plain, measured.verify_ms_per_row_cell, kRowShare),
-      prefill_(measured.prefill, measured.verify_ms_per_row_cell, kRowShare),
-      draft_(measured.draft, measured.draft_ms_per_block_cell, 1.0), inject_(measured.inject),
-      rebuild_ms_(measured.rebuild_ms) {}
+    : verify_(measured.verify, kRowShare), plain_(measured.plain, kRowShare), prefill_(measured.prefill, kRowShare),
+      draft_(measured.draft, 1.0), verify_slope_(measured.verify_ms_per_row_cell),
+      prefill_slope_(measured.verify_ms_per_row_cell), draft_slope_(measured.draft_ms_per_block_cell),
+      inject_(measured.inject), rebuild_ms_(measured.rebuild_ms) {}
 
 double CostTable::undisturbed_verify_ms(const PassShape& pass) const {
     if (pass.is_plain() && !plain_.is_empty()) {
-        return plain_.at(pass.n_rows, pass.n_cells);
+        return plain_.at(pass.n_rows, pass.n_cells, verify_slope_);
     }
     if (pass.n_prefill_rows == 0) {
-        return std::max(0.0, verify_.at(pass.n_rows, pass.n_cells) - (pass.is_repeat ? rebuild_ms_ : 0.0));
+        return std::max(0.0,
+                        verify_.at(pass.n_rows, pass.n_cells, verify_slope_) - (pass.is_repeat ? rebuild_ms_ : 0.0));
     }
-    const double body = prefill_.at(pass.n_rows + pass.n_prefill_rows, pass.n_cells);
+    const double body = prefill_.at(pass.n_rows + pass.n_prefill_rows, pass.n_cells, prefill_slope_);
     // What the rows with logits add is the output head: T_verify less a pass of as many rows without it.
-    const double head = verify_.at(pass.n_rows, pass.n_cells) - prefill_.at(pass.n_rows, pass.n_cells);
+    const double head =
+        verify_.at(pass.n_rows, pass.n_cells, verify_slope_) - prefill_.at(pass.n_rows, pass.n_cells, verify_slope_);
     return body + (pass.n_rows > 0 ? std::max(0.0, head) : 0.0);
 }
 
@@ -213,7 +214,7 @@ double CostTable::verify_ms(const PassShape& pass) const {
 }
 
 double CostTable::draft_ms(int32_t n_blocks, int32_t n_cells) const {
-    return draft_.at(n_blocks, n_cells) * slowdown(true);
+    return draft_.at(n_blocks, n_cells, draft_slope_) * slowdown(true);
 }
 
 bool CostTable::knows(const PassShape& pass) const {
@@ -246,13 +247,14 @@ void CostTable::learn_held() {
         const PassShape& pass = timed.pass;
         const double undisturbed_ms = timed.ms / slowdown(timed.n_blocks > 0 || is_drafted(pass));
         if (timed.n_blocks > 0) {
-            draft_.observe(timed.n_blocks, pass.n_cells, undisturbed_ms);
+            draft_.observe(timed.n_blocks, pass.n_cells, undisturbed_ms, draft_slope_);
         } else if (pass.is_plain()) {
-            plain_.observe(pass.n_rows, pass.n_cells, undisturbed_ms);
+            plain_.observe(pass.n_rows, pass.n_cells, undisturbed_ms, verify_slope_);
         } else if (pass.n_prefill_rows == 0) {
-            verify_.observe(pass.n_rows, pass.n_cells, undisturbed_ms + (pass.is_repeat ? rebuild_ms_ : 0.0));
+            verify_.observe(pass.n_rows, pass.n_cells, undisturbed_ms + (pass.is_repeat ? rebuild_ms_ : 0.0),
+                            verify_slope_);
         } else if (pass.n_rows <= 1) { // a prompt's chunk, with at most the one output at its end
-            prefill_.observe(pass.n_rows + pass.n_prefill_rows, pass.n_cells, undisturbed_ms);
+            prefill_.observe(pass.n_rows + pass.n_prefill_rows, pass.n_cells, undisturbed_ms, prefill_slope_);
         }
     }
 }
@@ -272,7 +274,7 @@ void CostTable::observe_inject(int32_t n_rows, double ms) {
 
 CostCurves CostTable::curves() const {
     return {verify_.points(), plain_.points(),    prefill_.points(), draft_.points(),
-            inject_.points(), verify_.slope_ms(), draft_.slope_ms(), rebuild_ms_};
+            inject_.points(), verify_slope_.ms(), draft_slope_.ms(), rebuild_ms_};
 }
 
 // Each kind by its own passes: whichever is priced too low is run, and shows it. Where drafted passes were not timed

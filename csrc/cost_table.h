@@ -10,7 +10,8 @@
 //   - what slows plain steps down need not slow drafted ones as much: a busy neighbour takes memory bandwidth, which
 //     passes of one row live on, and a caller's work between steps is the same however long a step is. So each of the
 //     two has a ratio of its own;
-//   - context: attention costs per row and cell; sizes seen in a context bucket have values of their own there.
+//   - context: attention costs per cell, further rows a share of the first (kRowShare); sizes seen in a context bucket
+//     have values of their own there.
 #pragma once
 
 #include <array>
@@ -35,7 +36,7 @@ struct CostCurves {
     CostPoints prefill;                // rows without logits
     CostPoints draft;                  // blocks drafted in one pass, sequential head included
     CostPoints inject;                 // context rows written into the drafter's cache before a draft
-    double verify_ms_per_row_cell = 0; // what attention adds for one row, per cell in use; see kRowShare
+    double verify_ms_per_row_cell = 0; // what attention adds for one row, per cell in use; 0: not measured
     double draft_ms_per_block_cell = 0;
     double rebuild_ms = 0; // of a verify pass: what building its graph takes, saved behind a pass of the same shape
 
@@ -101,39 +102,54 @@ class CostCurve {
     CostPoints known_; // medians of the trusted ones, read several times a step
 };
 
-// Of what attention costs one row, each further row adds this: rows share what is read and converted of the cache (0.6B
-// shape at 4k cells: 8 rows cost 2.3 to 3 times as much as one). A price that is too low is corrected by the drafts
-// that it leads to; one that is too high never is.
+inline constexpr int32_t kBaseCells = 512; // cells of bucket 0; every further bucket doubles
+[[nodiscard]] int32_t context_bucket(int32_t n_cells);
+
+// Of what attention costs one row, each further row adds this: rows share what is read and converted of the cache. Of
+// the 0.6B shape at 1k to 4k cells on two Zen 4 cores, which memory holds up, 8 rows cost 2.6 to 3.1 times as much as
+// one (0.22 to 0.3); where memory is no limit 4.8 times (0.54), 6.3 at 8B (0.76). A price that is too low is corrected
+// by the drafts that it leads to; one that is too high never is.
 inline constexpr double kRowShare = 1.0 / 3;
+
+// What a context adds to a pass of bucket 0, in units of what a cell adds to one row; `share`: as kRowShare.
+[[nodiscard]] constexpr double context_size(int32_t n_rows, int32_t n_cells, double share) {
+    return (1 + share * (n_rows - 1)) * (n_cells - kBaseCells / 2);
+}
+
+// What a cell adds to a pass of one row: measured at load, if a context deep enough could be filled; then the median
+// of what passes showed. Plain and drafted passes share one: plain steps tell what verifying costs in a deep context
+// even where nothing is drafted because it is taken for too dear.
+class ContextSlope {
+  public:
+    ContextSlope() = default;
+    explicit ContextSlope(double measured_ms) : ms_(measured_ms), is_measured_(measured_ms > 0) {}
+
+    [[nodiscard]] double ms() const { return ms_; }
+    void observe(double ms);
+
+  private:
+    double ms_ = 0;
+    bool is_measured_ = false;
+    MedianRing seen_;
+};
 
 // One kind of pass over sizes and contexts; `share`: as kRowShare.
 class ContextCost {
   public:
     ContextCost() = default;
-    ContextCost(const CostPoints& measured, double ms_per_cell, double share)
-        : base_(measured), slope_ms_(ms_per_cell), share_(share), has_slope_(ms_per_cell > 0) {}
+    ContextCost(const CostPoints& measured, double share) : base_(measured), share_(share) {}
 
-    [[nodiscard]] double at(int32_t size, int32_t n_cells) const;
+    [[nodiscard]] double at(int32_t size, int32_t n_cells, const ContextSlope& slope) const;
     [[nodiscard]] bool knows(int32_t size, int32_t n_cells) const;
     [[nodiscard]] bool is_empty() const { return base_.points().empty() && buckets_.empty(); }
-    void observe(int32_t size, int32_t n_cells, double ms);
+    void observe(int32_t size, int32_t n_cells, double ms, ContextSlope& slope);
     [[nodiscard]] const CostPoints& points() const { return base_.points(); }
-    [[nodiscard]] double slope_ms() const { return slope_ms_; }
 
   private:
-    // What the context adds, in units of slope_ms_.
-    [[nodiscard]] double context_size(int32_t size, int32_t n_cells) const;
-
     CostCurve base_;
     std::map<int32_t, CostCurve> buckets_; // by context_bucket(), 0 left out: that is base_
-    double slope_ms_ = 0;
     double share_ = 1;
-    bool has_slope_ = false; // measured at load; otherwise learned
-    MedianRing slopes_;
 };
-
-inline constexpr int32_t kBaseCells = 512; // cells of bucket 0; every further bucket doubles
-[[nodiscard]] int32_t context_bucket(int32_t n_cells);
 
 // The shape of one target pass.
 struct PassShape {
@@ -183,6 +199,9 @@ class CostTable {
     ContextCost plain_;
     ContextCost prefill_;
     ContextCost draft_;
+    ContextSlope verify_slope_; // of the first two
+    ContextSlope prefill_slope_;
+    ContextSlope draft_slope_;
     CostCurve inject_;
     double rebuild_ms_ = 0;
     MedianRing plain_ratios_; // of recent passes to their estimates: plain ones, and those with prompts

@@ -175,6 +175,15 @@ def test_slope_of_the_context_is_learned_where_load_did_not_measure_it() -> None
     assert table.verify_ms(4, n_cells=4256) == pytest.approx(74 + 0.002 * (1 + 3 / 3) * 4000)
 
 
+def test_plain_steps_in_a_deep_context_correct_what_verifying_is_taken_to_cost_there() -> None:
+    table = _costs.CostTable(curves(plain=[(1, 20.0)], verify_ms_per_row_cell=0.01))
+    dear_ms = table.verify_ms(4, n_cells=4256)
+    for _ in range(8):
+        table.observe_verify(1, 20.0 + 0.002 * 4000, n_cells=4256, is_repeat=True)
+    assert table.verify_ms(4, n_cells=4256) == pytest.approx(74 + 0.002 * (1 + 3 / 3) * 4000)
+    assert dear_ms == pytest.approx(74 + 0.01 * (1 + 3 / 3) * 4000)
+
+
 def test_a_free_pass_is_no_division_by_zero() -> None:
     table = _costs.CostTable(curves(verify=[(1, 0.0), (2, 10.0)]))
     for _ in range(20):
