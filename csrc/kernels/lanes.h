@@ -80,6 +80,14 @@ struct Rows {
     return widen_halves(eights);
 }
 
+// Where prefetches of a strip begin. A short strip's own length ahead is too late: in the order of memory its last rows
+// come at the end, and all rows are needed at the beginning (AVX2, rows of 1024, from memory: Q4_0 9 GB/s, so 14).
+inline const uint8_t* prefetch_start(const uint8_t* weights, size_t stride) {
+    constexpr size_t kLeastAhead = 16 << 10;
+    const size_t strip = kLanes * stride;
+    return weights + (strip < kLeastAhead ? kLeastAhead : strip);
+}
+
 // Asks for n_bytes of the next strip, in the order of memory, while this one is computed: a little with every chunk,
 // and into the L2 cache only. The loads follow many rows at once, which hardware prefetchers do not, and an L1 cache
 // has too few outstanding misses to hide memory (Zen 4, one column of Q8_0: 19 GB/s; into L1 10, without 8). An

@@ -125,7 +125,7 @@ void multiply_outputs(const Product& product, int64_t begin, const Columns& colu
         const size_t stride = product.weight_stride;
         const auto* weights = static_cast<const uint8_t*>(product.weights) + static_cast<size_t>(o) * stride;
         const Tile tile{Rows(weights, stride),
-                        weights + kLanes * stride,
+                        prefetch_start(weights, stride),
                         columns.groups.data(),
                         columns.n_columns * Kernel::kRecord,
                         product.y + begin * product.y_stride + o,
