@@ -65,10 +65,10 @@ class Runs {
 };
 
 void make_room(const Attention& attention, size_t n_cells, AttentionScratch& scratch) {
-    scratch.scores.resize(static_cast<size_t>(kRunRows * score_stride(n_cells)));
-    scratch.queries.resize(static_cast<size_t>(kRunRows * attention.key_size));
-    scratch.sums.resize(static_cast<size_t>(kRunRows * attention.value_size));
-    scratch.largest.resize(kRunRows * n_cells);
+    scratch.scores.resize(static_cast<size_t>(kShareRows * score_stride(n_cells)));
+    scratch.queries.resize(static_cast<size_t>(kShareRows * attention.key_size));
+    scratch.sums.resize(static_cast<size_t>(kShareRows * attention.value_size));
+    scratch.largest.resize(kShareRows * n_cells);
     scratch.zeros.resize(static_cast<size_t>(attention.value_size));
 }
 
@@ -87,7 +87,7 @@ int64_t heads_per_share(const Attention& attention, int64_t n_tokens, int64_t n_
     if (n < group) {
         return n;
     }
-    int64_t n_kv_heads = std::max<int64_t>(1, kRunRows / (n_tokens * group));
+    int64_t n_kv_heads = std::max<int64_t>(1, kShareRows / (n_tokens * group));
     while (n_kv_heads > 1 && (attention.n_kv_heads % n_kv_heads != 0 || !leaves_none_idle(n_kv_heads * group))) {
         --n_kv_heads;
     }

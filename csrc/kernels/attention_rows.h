@@ -400,8 +400,8 @@ template <typename Simd> class RunRows {
     int64_t n_kv_rows_; // of one key head
     int64_t n_rows_;
     bool is_recalled_ = false; // the largest values
-    float found_[kRunRows];    // of a key head, on the way
-    Row rows_[kRunRows];
+    float found_[kShareRows];  // of a key head, on the way
+    Row rows_[kShareRows];
 };
 
 } // namespace dspark::kernels

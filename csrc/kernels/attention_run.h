@@ -8,7 +8,8 @@
 
 namespace dspark::kernels {
 
-inline constexpr int64_t kRunRows = 16;     // tokens times heads
+inline constexpr int64_t kRunRows = 16;     // of one key head: tokens times heads
+inline constexpr int64_t kShareRows = 64;   // of all key heads that are computed together
 inline constexpr int64_t kCellBlock = 8;    // cells whose scores are computed together
 inline constexpr int64_t kValueBlock = 16;  // cells whose weighted values are summed up as floats; a multiple of those
 inline constexpr uint16_t kHidden = 0xfc00; // -inf, as f16
