@@ -141,7 +141,6 @@ void Scheduler::select(std::span<Proposal> proposals, const StepLoad& load) {
         proposal.decision = proposal.drafts_always() ? DraftDecision::draft : DraftDecision::none;
     }
     promised_speedup_ = 0;
-    is_probe_ = false;
     if (parking_.goes_on(proposals)) {
         park(proposals);
         return;
@@ -154,8 +153,6 @@ void Scheduler::select(std::span<Proposal> proposals, const StepLoad& load) {
     if (options_.equal_lengths) {
         select_all_or_none(proposals);
     }
-    is_probe_ = std::ranges::any_of(proposals, [](const Proposal& p) { return p.decision == DraftDecision::probe; }) &&
-                std::ranges::none_of(proposals, [](const Proposal& p) { return p.decision == DraftDecision::draft; });
     parking_.note(proposals, load);
 }
 
@@ -350,9 +347,7 @@ void Scheduler::observe_round(const Proposal& proposal, int32_t prefix_len, int3
 }
 
 void Scheduler::observe_step(const StepLoad& load, const StepShape& step, int32_t n_committed, const StepTimes& times) {
-    StepShape shape = step;
-    shape.is_probe = is_probe_;
-    costs_.observe_passes(load, shape, times);
+    costs_.observe_passes(load, step, times);
     if (step.n_requests == 0 || load.n_prefill_rows > 0) {
         return;
     }

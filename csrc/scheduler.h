@@ -99,7 +99,6 @@ class Scheduler {
     double n_committed_ = 0;
     double n_plain_ = 0;
     double promised_speedup_ = 0; // of this step, 0: it promises nothing
-    bool is_probe_ = false;       // of this step: nobody drafts but a probe
     double mean_length_ = 0;      // of recent answers, 0: none has ended yet
     double tokens_per_ms_ = 0;    // what this step can be expected to make: the price of its time
     double bonus_tokens_ = 0;     // what confidences gain a block beyond its expectation, see DraftCosts

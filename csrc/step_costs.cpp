@@ -74,12 +74,6 @@ void StepCosts::observe_passes(const StepLoad& load, const StepShape& step, cons
     pass.is_behind_draft = step.n_drafting > 0;
     pass.is_repeat = has_one_shape(pass, last_pass_);
     last_pass_ = pass;
-    // A single draft between plain steps takes longer than those that follow drafts: it shows at most that all are
-    // faster.
-    if (step.is_probe &&
-        times.verify_ms + times.draft_ms > pass_ms(pass) + table_.draft_ms(step.n_drafting, load.n_cells)) {
-        return;
-    }
     const bool is_split = equal_lengths_ && step.n_requests > 0 && load.n_prefill_rows > 0;
     if (times.verify_ms > 0 && !is_split) { // of two passes nobody knows which took how long
         table_.observe_verify(pass, times.verify_ms);

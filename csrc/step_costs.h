@@ -22,7 +22,6 @@ struct StepShape {
     int32_t n_requests = 0;
     int32_t n_drafting = 0;
     int32_t n_drafted_rows = 0;
-    bool is_probe = false; // nobody drafts but a probe
 };
 
 inline constexpr int32_t kRoundRows = 3; // context rows a round leaves to be injected
