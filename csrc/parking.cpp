@@ -1,12 +1,14 @@
 #include "parking.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace dspark {
 
 namespace {
 
 constexpr int32_t kParkedSteps = 8;   // steps between two looks at requests that are all parked
+constexpr double kSureSpeedup = 2;    // no plain step is that much faster than it was
 constexpr double kTrustMemory = 0.97; // a drafted step
 constexpr double kTrustFades = 0.99;  // a parked step: conditions change
 constexpr double kTrustTokens = 100;  // that a promise is taken as kept for before steps show it
@@ -38,6 +40,13 @@ void Parking::note(std::span<const Proposal> proposals, const StepLoad& load) {
             parked_.push_back(proposal.key.request_id);
         }
     }
+}
+
+bool Parking::compares(double promised_speedup, double plain_ms) {
+    if (promised_speedup > kSureSpeedup || credit_ms_ < kParkedSteps * plain_ms * (promised_speedup - 1)) {
+        return false;
+    }
+    return std::exchange(credit_ms_, 0) > 0;
 }
 
 double Trust::share() const { return std::min(1.0, (n_kept_ + kTrustTokens) / (n_promised_ + kTrustTokens)); }

@@ -18,10 +18,17 @@ class Parking {
     [[nodiscard]] bool goes_on(std::span<const Proposal> proposals);
     // What a look decided.
     void note(std::span<const Proposal> proposals, const StepLoad& load);
+    // Whether it is time for plain steps although drafting is said to pay, promised_speedup times as fast: while drafts
+    // go on, nothing shows what plain steps take by now.
+    [[nodiscard]] bool compares(double promised_speedup, double plain_ms);
+    void earn(double drafted_ms) { credit_ms_ += kCompareShare * drafted_ms; } // a step with drafts
 
   private:
+    static constexpr double kCompareShare = 0.002; // of drafted time is lost by comparing
+
     std::vector<uint64_t> parked_; // the requests of the step before, if all were parked
     int32_t n_steps_ = 0;          // that they go on so
+    double credit_ms_ = 0;
 };
 
 // Drafted steps keep less than they promise where costs or survivals are off in a way that no estimate shows.

@@ -203,10 +203,11 @@ void Scheduler::select_adaptive(std::span<Proposal> proposals, const StepLoad& l
     costs_.price_drafts(load, n_other_blocks, static_cast<int32_t>(group_.blocks.size()), draft_ms_);
     price_entries(proposals);
     const DraftChoice choice = choose_fastest_drafting(group_.blocks, {row_ms_, draft_ms_, bonus_tokens_}, n_requests);
-    const bool is_paying = pays(choice, n_requests);
     const double promised_ms = row_ms_[0] + choice.extra_ms;
-    promised_speedup_ =
-        is_paying && promised_ms > 0 ? (n_requests + choice.n_gained()) / n_requests * row_ms_[0] / promised_ms : 0;
+    promised_speedup_ = promised_ms > 0 ? (n_requests + choice.n_gained()) / n_requests * row_ms_[0] / promised_ms : 0;
+    const bool is_comparing = pays(choice, n_requests) && parking_.compares(promised_speedup_, row_ms_[0]);
+    const bool is_paying = pays(choice, n_requests) && !is_comparing;
+    promised_speedup_ = is_paying ? promised_speedup_ : 0;
     outlook_ = {choice.n_tokens, choice.extra_ms, row_ms_[0]};
     expected_gain_ = choice.verify_gain_tokens;
     tokens_per_ms_ = choice.tokens_per_ms;
@@ -220,7 +221,9 @@ void Scheduler::select_adaptive(std::span<Proposal> proposals, const StepLoad& l
     if (is_paying) {
         probing_.succeed();
     }
-    probe(proposals, load);
+    if (!is_comparing) {
+        probe(proposals, load);
+    }
 }
 
 // One parked request drafts when the time allowed for probing covers what it is expected to lose.
@@ -350,6 +353,9 @@ void Scheduler::observe_step(const StepLoad& load, const StepShape& step, int32_
     }
     probing_.earn(times.total_ms);
     costs_.observe_overhead(step, times);
+    if (step.n_drafting > 0) {
+        parking_.earn(times.total_ms);
+    }
     learn_speed(load, step, n_committed, times.total_ms);
 }
 

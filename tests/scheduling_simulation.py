@@ -81,6 +81,7 @@ class Simulation:
         self.n_tokens = [0] * setting.n_requests
         self.ms = self.probe_ms = 0.0
         self.n_parked = self.n_steps = 0
+        self.plain_factor = 1.0  # what plain passes take beyond the costs
         self.decisions: list[str] = []
         self.accepted: list[int] = []  # of every round drawn, had all of its block been verified
 
@@ -133,7 +134,7 @@ class Simulation:
         n = len(self.requests)
         noise = 1 + 0.03 * abs(self.rng.normal())
         drafting = draft_ms(self.setting, sum(drafts))
-        verifying = row_ms(self.setting, n + sum(lengths))
+        verifying = row_ms(self.setting, n + sum(lengths)) * (1.0 if any(drafts) else self.plain_factor)
         self.scheduler.observe_step(
             n_drafting=sum(drafts),
             n_drafted_rows=sum(lengths),

@@ -91,6 +91,26 @@ def test_plain_steps_that_have_become_slow_do_not_make_drafted_ones_cheaper_than
         assert bound.select([{"id": 1}]) == ["parked"]
 
 
+def test_plain_steps_that_have_become_fast_again_are_found_out() -> None:
+    """While drafts go on, no plain step shows what it takes: some are run now and then."""
+    simulation = Simulation(Setting("linear", 0.6, draft_share=0.2), seed=1)
+    simulation.plain_factor = 1.3
+    simulation.run(600)
+    assert simulation.run(100).parked_share < 0.2
+    simulation.plain_factor = 1.0
+    simulation.run(400)
+    assert simulation.run(300).parked_share > 0.9
+
+
+def test_comparing_with_plain_steps_costs_less_than_half_a_hundredth() -> None:
+    simulation = Simulation(Setting("flat", 0.9, draft_share=3.0))  # drafting is 1.5 times as fast
+    simulation.run(600)
+    simulation.accepted.clear()
+    result = simulation.run(2000)
+    assert 0 < result.parked_share < 0.05
+    assert result.tokens_per_ms > 0.995 * max(fixed_lengths(simulation))
+
+
 def test_probing_costs_less_and_less_while_it_fails() -> None:
     simulation = Simulation(USELESS)
     simulation.run(1500)

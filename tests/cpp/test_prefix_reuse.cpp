@@ -211,7 +211,7 @@ void test_waiting_rows_are_those_pushed() {
         std::deque<int32_t>& rows = expected[static_cast<size_t>(sequence)];
         const auto kind = random() % 100;
         if (kind < 95) {
-            const int32_t position = kind == 0 || rows.empty() ? change : rows.back() + 1;
+            const int32_t position = rows.empty() ? change : rows.back() + (kind == 0 ? 2 : 1); // 2: a gap
             if (kind == 0) {
                 rows.clear();
             }
