@@ -99,7 +99,7 @@ def steps() -> list[Step]:
     only = ["--domains", "mixed", "--policies", "adaptive"]
     fixed = ["--policies", "off,fixed:5..7,adaptive", "--n-tokens", "64", "--repeats", "3", "--budget", "60"]
     deep = ["--prompt-tokens", "3900", "--n-prompts", "1", "--policies", "off,fixed:7,adaptive", "--n-tokens", "96"]
-    prefill = ["--prompt-tokens", "1024", "--n-prompts", "1", "--policies", "off,adaptive", "--n-tokens", "2"]
+    make, target, drafter = shape_files("0.6B", "q4_k_m", 32768)
     cells = "Default policy, cell by cell"
     sweep = [*upstream, "--sweep", "--n-prompts", "12", "--n-tokens", "64", "--repeats", "2", "--budget", "80"]
     return [
@@ -162,10 +162,10 @@ def steps() -> list[Step]:
         ),
         Step(
             "prefill",
-            "Reading a prompt of 1,024 tokens with and without a drafter",
-            "Throughput over two tokens, nearly all of it the prompt.",
-            shape_bench("0.6B", "q4_k_m", *prefill, *short),
-            cells,
+            "Reading a prompt with and without a drafter",
+            "Qwen3-0.6B's shape in Q4_K_M.",
+            [make, ["python", "tools/bench_prefill.py", "--target", target, "--drafter", drafter]],
+            "tokens:",
         ),
         Step(
             "drafting",
