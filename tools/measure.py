@@ -157,7 +157,7 @@ def steps() -> list[Step]:
             "deep",
             "3,900 tokens of context: Qwen3-0.6B's shape in Q4_K_M",
             "The same rates.",
-            shape_bench("0.6B", "q4_k_m", *deep, "--repeats", "2", *short),
+            shape_bench("0.6B", "q4_k_m", *deep, "--repeats", "2", *short, "--budget", "60"),
             "gsm8k",
         ),
         Step(
