@@ -100,7 +100,7 @@ def test_completions_echo_and_take_tokens(client):
     assert text.choices[0].text.startswith("def add(")
     many = client.completions.create(model="demo", prompt=["one", "two"], max_tokens=4)
     assert [choice.index for choice in many.choices] == [0, 1]
-    tokens = client.completions.create(model="demo", prompt=[1, 2, 3], max_tokens=4, logprobs=2)
+    tokens = client.completions.create(model="demo", prompt=[1, 2, 3], max_tokens=4, temperature=0, logprobs=2)
     assert len(tokens.choices[0].logprobs.tokens) == 4
     chunks = list(client.completions.create(model="demo", prompt="def add(", max_tokens=8, temperature=0, stream=True))
     assert "def add(" + "".join(chunk.choices[0].text for chunk in chunks) == text.choices[0].text
