@@ -204,10 +204,12 @@ void Scheduler::select_adaptive(std::span<Proposal> proposals, const StepLoad& l
     price_entries(proposals);
     const DraftChoice choice = choose_fastest_drafting(group_.blocks, {row_ms_, draft_ms_, bonus_tokens_}, n_requests);
     const double promised_ms = row_ms_[0] + choice.extra_ms;
-    promised_speedup_ = promised_ms > 0 ? (n_requests + choice.n_gained()) / n_requests * row_ms_[0] / promised_ms : 0;
-    const bool is_comparing = pays(choice, n_requests) && parking_.compares(promised_speedup_, row_ms_[0]);
-    const bool is_paying = pays(choice, n_requests) && !is_comparing;
-    promised_speedup_ = is_paying ? promised_speedup_ : 0;
+    const double promised =
+        promised_ms > 0 ? (n_requests + choice.n_gained()) / n_requests * row_ms_[0] / promised_ms : 0;
+    const bool would_pay = pays(choice, n_requests);
+    const bool is_comparing = would_pay && parking_.compares(promised, row_ms_[0]);
+    const bool is_paying = would_pay && !is_comparing;
+    promised_speedup_ = is_paying ? promised : 0;
     outlook_ = {choice.n_tokens, choice.extra_ms, row_ms_[0]};
     expected_gain_ = choice.verify_gain_tokens;
     tokens_per_ms_ = choice.tokens_per_ms;

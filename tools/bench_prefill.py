@@ -9,20 +9,11 @@ from __future__ import annotations
 
 import argparse
 import random
-import time
 from pathlib import Path
 from statistics import median
 
+from bench_reuse import answer
 from dspark_cpp import _core
-
-
-def seconds(engine: _core.Engine, prompt: list[int]) -> float:
-    """Return the time from submitting a prompt to its only token."""
-    began = time.perf_counter()
-    engine.submit(prompt, _core.RequestOptions(max_tokens=1, temperature=0.0, ignore_eos=True))
-    while engine.has_work:
-        engine.step()
-    return time.perf_counter() - began
 
 
 def main() -> None:
@@ -40,7 +31,7 @@ def main() -> None:
     rows: list[tuple[float, float]] = []
     for _ in range(options.repeats + 1):  # the first one warms up
         prompt = [source.randrange(target.n_vocab // 2) for _ in range(options.tokens)]
-        without, with_drafter = (seconds(engine, prompt) for engine in engines)
+        without, with_drafter = (answer(engine, prompt, 1).first_ms / 1e3 for engine in engines)
         rows.append((without, with_drafter))
     without, with_drafter = (options.tokens / median(column) for column in zip(*rows[1:], strict=True))
     ratios = sorted(a / b for a, b in rows[1:])
