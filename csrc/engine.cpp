@@ -213,6 +213,7 @@ void Engine::propose() {
                         options.sampling.is_greedy() ? 0.0 : options.sampling.temperature};
         proposal.policy = policy_of(*lane.request);
         proposal.most = lane.most;
+        proposal.n_written = lane.request->n_generated();
         proposal.n_left = tokens_left(*lane.request);
         proposal.n_waiting = drafter_ ? drafter_->n_waiting(lane.request->sequence) : 0;
         proposal.is_free = options.rule() == Verification::exact;

@@ -25,6 +25,7 @@ struct Proposal {
     SurvivalKey key;
     Policy policy;
     int32_t n_waiting = 0;                                // context rows that its draft would have to inject first
+    int32_t n_written = 0;                                // tokens
     int32_t n_left = std::numeric_limits<int32_t>::max(); // tokens it may still write
     int32_t most = 0;                             // longest prefix its limits allow: block, max_tokens, context, option
     std::span<const float> confidence_logits;     // (block_size,), empty before drafting or without a confidence head

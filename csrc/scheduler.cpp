@@ -14,8 +14,7 @@ constexpr double kProbeFloor = 0.2; // of a probe's cost is taken for lost, what
 constexpr double kProbeRate = 0.9;  // a probe is as long as would pay if drafts were this good
 // Of the tokens that drafting is expected to gain: a smaller advantage is less than what costs and survivals err by.
 constexpr double kDoubt = 0.04;
-constexpr double kLengthAnswers = 10; // that the mean length remembers, each weighed by its tokens
-constexpr double kMinPlain = 8;       // plain tokens' worth of time before the measured speedup counts
+constexpr double kMinPlain = 8; // plain tokens' worth of time before the measured speedup counts
 
 int32_t fixed_rows(const Proposal& proposal) { return std::min(proposal.policy.length, proposal.most); }
 
@@ -70,7 +69,7 @@ void Scheduler::price_rows(const StepLoad& load, const StepShape& step) {
 }
 
 // A first draft injects all rows that wait, a prompt's mostly: worth it the more, the more rounds are to come. How many
-// tokens a text still has is not known: at most n_left, and on average what texts have had (as if ends came at random).
+// tokens a text still has is not known: at most n_left, and on average what texts of its length have had.
 void Scheduler::price_entries(std::span<const Proposal> proposals) {
     int32_t n_rows = 0;
     for (const size_t i : group_.members) {
@@ -83,10 +82,7 @@ void Scheduler::price_entries(std::span<const Proposal> proposals) {
     for (size_t member = 0; member < group_.members.size(); ++member) {
         const Proposal& proposal = proposals[group_.members[member]];
         DraftedBlock& block = group_.blocks[member];
-        double n_left = proposal.n_left;
-        if (mean_length_ > 0) {
-            n_left = std::min(n_left, mean_length_);
-        }
+        const double n_left = std::min<double>(proposal.n_left, lengths_.left(proposal.n_written));
         const double n_rounds = std::max(1.0, n_left / expected_tokens(block));
         block.entry_ms = std::max(0, proposal.n_waiting - kRoundRows) * row_ms / n_rounds;
     }
@@ -378,9 +374,8 @@ void Scheduler::learn_speed(const StepLoad& load, const StepShape& step, int32_t
 void Scheduler::finish(uint64_t request_id, int32_t n_generated) {
     survival_.forget(request_id);
     probing_.forget(request_id);
-    if (n_generated > 0) { // it left the queue; few short answers say little of the long ones that take the time
-        const double step = n_generated / (n_generated + kLengthAnswers * mean_length_);
-        mean_length_ += step * (n_generated - mean_length_);
+    if (n_generated > 0) { // it left the queue
+        lengths_.observe(n_generated);
     }
 }
 

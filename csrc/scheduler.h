@@ -2,6 +2,7 @@
 // learned of costs and acceptance. Must not know: caches, models, clocks. Threads: the engine's alone.
 #pragma once
 
+#include "answer_lengths.h"
 #include "parking.h"
 #include "policy.h"
 #include "probing.h"
@@ -94,12 +95,12 @@ class Scheduler {
     Parking parking_;
     Trust trust_;
     Probing probing_;
+    AnswerLengths lengths_;
     Outlook outlook_;
     // Committed tokens of recent steps, and what plain decoding would have made in the same time.
     double n_committed_ = 0;
     double n_plain_ = 0;
     double promised_speedup_ = 0; // of this step, 0: it promises nothing
-    double mean_length_ = 0;      // of recent answers, 0: none has ended yet
     double tokens_per_ms_ = 0;    // what this step can be expected to make: the price of its time
     double bonus_tokens_ = 0;     // what confidences gain a block beyond its expectation, see DraftCosts
     double expected_gain_ = 0;    // of this step's blocks, before their confidences were known

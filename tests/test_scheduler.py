@@ -126,9 +126,13 @@ def test_a_prompt_is_not_injected_for_an_answer_that_is_nearly_over() -> None:
     assert bound.select([first | {"n_left": 6, "most": 5}]) == ["parked"]
     injected = {"id": 2, "n_left": 6, "most": 5, "n_waiting": 2}
     assert bound.select([injected]) == ["draft"]
-    for request_id in range(3, 30):
+    bound.finish(3, 6)  # one short answer does not make the next one short
+    assert bound.select([first | {"n_left": 500}]) == ["draft"]
+    for request_id in range(4, 30):
         bound.finish(request_id, 6)  # answers here are short, whatever they may be
     assert bound.select([first | {"n_left": 500}]) == ["parked"]
+    long = {"id": 30, "n_left": 500, "n_waiting": 300, "n_written": 200}  # but not this one
+    assert bound.select([long]) == ["draft"]
 
 
 def test_the_price_of_time_does_not_swing_with_luck() -> None:

@@ -280,6 +280,7 @@ class BoundScheduler {
         read(request, "temperature", proposal.key.temperature);
         read(request, "most", proposal.most);
         read(request, "n_waiting", proposal.n_waiting);
+        read(request, "n_written", proposal.n_written);
         read(request, "n_left", proposal.n_left);
         read(request, "policy", policy);
         proposal.key.rule = parse_rule(rule);
