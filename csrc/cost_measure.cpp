@@ -279,7 +279,7 @@ class Measurement {
             ms = time_behind_draft(n_rows);
         }
         std::sort(samples.begin(), samples.end());
-        curves_.verify_ms_per_row_cell = std::max(0.0, samples[1] - base_ms) / context_size(n_rows, end_, kRowShare);
+        curves_.verify_ms_per_row_cell = std::max(0.0, samples[1] - base_ms) / context_size(n_rows, {end_}, kRowShare);
         if (drafter_ != nullptr && !curves_.draft.empty()) {
             (void)draft_blocks(1); // injects what was queued
             for (double& ms : samples) {
@@ -287,7 +287,7 @@ class Measurement {
             }
             std::sort(samples.begin(), samples.end());
             curves_.draft_ms_per_block_cell =
-                std::max(0.0, samples[1] - curves_.draft[0].second) / context_size(1, end_, 1.0);
+                std::max(0.0, samples[1] - curves_.draft[0].second) / context_size(1, {end_}, 1.0);
         }
     }
 

@@ -153,8 +153,8 @@ void ContextSlope::observe(double ms) {
     }
 }
 
-double ContextCost::at(int32_t size, int32_t n_cells, const ContextSlope& slope) const {
-    const int32_t bucket = context_bucket(n_cells);
+double ContextCost::at(int32_t size, const ContextLoad& context, const ContextSlope& slope) const {
+    const int32_t bucket = context_bucket(context.n_cells);
     if (bucket == 0) {
         return base_.at(size);
     }
@@ -162,11 +162,11 @@ double ContextCost::at(int32_t size, int32_t n_cells, const ContextSlope& slope)
     if (own != buckets_.end() && own->second.knows(size)) {
         return own->second.at(size);
     }
-    return base_.at(size) + slope.ms() * context_size(size, n_cells, share_);
+    return base_.at(size) + slope.ms() * context_size(size, context, share_);
 }
 
-bool ContextCost::knows(int32_t size, int32_t n_cells) const {
-    const int32_t bucket = context_bucket(n_cells);
+bool ContextCost::knows(int32_t size, const ContextLoad& context) const {
+    const int32_t bucket = context_bucket(context.n_cells);
     if (bucket == 0) {
         return base_.knows(size);
     }
@@ -174,15 +174,15 @@ bool ContextCost::knows(int32_t size, int32_t n_cells) const {
     return own != buckets_.end() && own->second.knows(size);
 }
 
-void ContextCost::observe(int32_t size, int32_t n_cells, double ms, ContextSlope& slope) {
-    const int32_t bucket = context_bucket(n_cells);
+void ContextCost::observe(int32_t size, const ContextLoad& context, double ms, ContextSlope& slope) {
+    const int32_t bucket = context_bucket(context.n_cells);
     if (bucket == 0) {
         base_.observe(size, ms);
         return;
     }
     buckets_[bucket].observe(size, ms);
     if (base_.knows(size)) {
-        slope.observe(std::max(0.0, ms - base_.at(size)) / context_size(size, n_cells, share_));
+        slope.observe(std::max(0.0, ms - base_.at(size)) / context_size(size, context, share_));
     }
 }
 
@@ -196,16 +196,16 @@ CostTable::CostTable(const CostCurves& measured)
 
 double CostTable::undisturbed_verify_ms(const PassShape& pass) const {
     if (pass.is_plain() && !plain_.is_empty()) {
-        return plain_.at(pass.n_rows, pass.n_cells, verify_slope_);
+        return plain_.at(pass.n_rows, pass.context, verify_slope_);
     }
     if (pass.n_prefill_rows == 0) {
         return std::max(0.0,
-                        verify_.at(pass.n_rows, pass.n_cells, verify_slope_) - (pass.is_repeat ? rebuild_ms_ : 0.0));
+                        verify_.at(pass.n_rows, pass.context, verify_slope_) - (pass.is_repeat ? rebuild_ms_ : 0.0));
     }
-    const double body = prefill_.at(pass.n_rows + pass.n_prefill_rows, pass.n_cells, prefill_slope_);
+    const double body = prefill_.at(pass.n_rows + pass.n_prefill_rows, pass.context, prefill_slope_);
     // What the rows with logits add is the output head: T_verify less a pass of as many rows without it.
     const double head =
-        verify_.at(pass.n_rows, pass.n_cells, verify_slope_) - prefill_.at(pass.n_rows, pass.n_cells, verify_slope_);
+        verify_.at(pass.n_rows, pass.context, verify_slope_) - prefill_.at(pass.n_rows, pass.context, verify_slope_);
     return body + (pass.n_rows > 0 ? std::max(0.0, head) : 0.0);
 }
 
@@ -213,16 +213,16 @@ double CostTable::verify_ms(const PassShape& pass) const {
     return undisturbed_verify_ms(pass) * slowdown(is_drafted(pass));
 }
 
-double CostTable::draft_ms(int32_t n_blocks, int32_t n_cells) const {
-    return draft_.at(n_blocks, n_cells, draft_slope_) * slowdown(true);
+double CostTable::draft_ms(int32_t n_blocks, const ContextLoad& context) const {
+    return draft_.at(n_blocks, context, draft_slope_) * slowdown(true);
 }
 
 bool CostTable::knows(const PassShape& pass) const {
     if (pass.is_plain()) {
-        return plain_.knows(pass.n_rows, pass.n_cells);
+        return plain_.knows(pass.n_rows, pass.context);
     }
-    return pass.n_prefill_rows == 0 ? verify_.knows(pass.n_rows, pass.n_cells)
-                                    : prefill_.knows(pass.n_rows + pass.n_prefill_rows, pass.n_cells);
+    return pass.n_prefill_rows == 0 ? verify_.knows(pass.n_rows, pass.context)
+                                    : prefill_.knows(pass.n_rows + pass.n_prefill_rows, pass.context);
 }
 
 void CostTable::observe_verify(const PassShape& pass, double ms) {
@@ -237,8 +237,8 @@ void CostTable::observe_verify(const PassShape& pass, double ms) {
 double CostTable::inject_ms(int32_t n_rows) const { return inject_.at(n_rows) * slowdown(true); }
 
 // Only target passes tell the machine's speed.
-void CostTable::observe_draft(int32_t n_blocks, int32_t n_cells, double ms) {
-    held_.push_back({{0, 0, n_cells}, n_blocks, ms, n_passes_});
+void CostTable::observe_draft(int32_t n_blocks, const ContextLoad& context, double ms) {
+    held_.push_back({{0, 0, context}, n_blocks, ms, n_passes_});
 }
 
 void CostTable::learn_held() {
@@ -247,14 +247,14 @@ void CostTable::learn_held() {
         const PassShape& pass = timed.pass;
         const double undisturbed_ms = timed.ms / slowdown(timed.n_blocks > 0 || is_drafted(pass));
         if (timed.n_blocks > 0) {
-            draft_.observe(timed.n_blocks, pass.n_cells, undisturbed_ms, draft_slope_);
+            draft_.observe(timed.n_blocks, pass.context, undisturbed_ms, draft_slope_);
         } else if (pass.is_plain()) {
-            plain_.observe(pass.n_rows, pass.n_cells, undisturbed_ms, verify_slope_);
+            plain_.observe(pass.n_rows, pass.context, undisturbed_ms, verify_slope_);
         } else if (pass.n_prefill_rows == 0) {
-            verify_.observe(pass.n_rows, pass.n_cells, undisturbed_ms + (pass.is_repeat ? rebuild_ms_ : 0.0),
+            verify_.observe(pass.n_rows, pass.context, undisturbed_ms + (pass.is_repeat ? rebuild_ms_ : 0.0),
                             verify_slope_);
         } else if (pass.n_rows <= 1) { // a prompt's chunk, with at most the one output at its end
-            prefill_.observe(pass.n_rows + pass.n_prefill_rows, pass.n_cells, undisturbed_ms, prefill_slope_);
+            prefill_.observe(pass.n_rows + pass.n_prefill_rows, pass.context, undisturbed_ms, prefill_slope_);
         }
     }
 }

@@ -14,6 +14,7 @@
 //     have values of their own there.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -111,9 +112,17 @@ inline constexpr int32_t kBaseCells = 512; // cells of bucket 0; every further b
 // by the drafts that it leads to; one that is too high never is.
 inline constexpr double kRowShare = 1.0 / 3;
 
-// What a context adds to a pass of bucket 0, in units of what a cell adds to one row; `share`: as kRowShare.
-[[nodiscard]] constexpr double context_size(int32_t n_rows, int32_t n_cells, double share) {
-    return (1 + share * (n_rows - 1)) * (n_cells - kBaseCells / 2);
+// Cells in use, of all sequences together. A row reads those of its own sequence.
+struct ContextLoad {
+    int32_t n_cells = 0;
+    int32_t n_sequences = 1;
+};
+
+// What a context adds to a pass of bucket 0, in units of what a cell adds to one row; `share`: as kRowShare. Rows, and
+// cells, are taken to be spread evenly over the sequences.
+[[nodiscard]] constexpr double context_size(int32_t n_rows, const ContextLoad& context, double share) {
+    const int32_t n_first = std::min(n_rows, context.n_sequences);
+    return (n_first + share * (n_rows - n_first)) / context.n_sequences * (context.n_cells - kBaseCells / 2);
 }
 
 // What a cell adds to a pass of one row: measured at load, if a context deep enough could be filled; then the median
@@ -139,10 +148,10 @@ class ContextCost {
     ContextCost() = default;
     ContextCost(const CostPoints& measured, double share) : base_(measured), share_(share) {}
 
-    [[nodiscard]] double at(int32_t size, int32_t n_cells, const ContextSlope& slope) const;
-    [[nodiscard]] bool knows(int32_t size, int32_t n_cells) const;
+    [[nodiscard]] double at(int32_t size, const ContextLoad& context, const ContextSlope& slope) const;
+    [[nodiscard]] bool knows(int32_t size, const ContextLoad& context) const;
     [[nodiscard]] bool is_empty() const { return base_.points().empty() && buckets_.empty(); }
-    void observe(int32_t size, int32_t n_cells, double ms, ContextSlope& slope);
+    void observe(int32_t size, const ContextLoad& context, double ms, ContextSlope& slope);
     [[nodiscard]] const CostPoints& points() const { return base_.points(); }
 
   private:
@@ -155,7 +164,7 @@ class ContextCost {
 struct PassShape {
     int32_t n_rows = 0;         // with logits
     int32_t n_prefill_rows = 0; // without
-    int32_t n_cells = 0;        // cells in use before it
+    ContextLoad context;        // before it
     bool is_repeat = false;     // rows with logits alone, and the pass before it had the same shape
     bool is_behind_draft = false;
 
@@ -169,11 +178,11 @@ class CostTable {
 
     [[nodiscard]] double verify_ms(const PassShape& pass) const;
     [[nodiscard]] bool knows_plain() const { return !plain_.is_empty(); }
-    [[nodiscard]] double draft_ms(int32_t n_blocks, int32_t n_cells) const;
+    [[nodiscard]] double draft_ms(int32_t n_blocks, const ContextLoad& context) const;
     [[nodiscard]] double inject_ms(int32_t n_rows) const;
 
     void observe_verify(const PassShape& pass, double ms);
-    void observe_draft(int32_t n_blocks, int32_t n_cells, double ms);
+    void observe_draft(int32_t n_blocks, const ContextLoad& context, double ms);
     void observe_inject(int32_t n_rows, double ms);
 
     // The curves with what was learned, at the speed of load time.

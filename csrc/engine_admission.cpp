@@ -149,9 +149,10 @@ int32_t Engine::prefill_room(int32_t n_decode_rows) const {
 
 StepLoad Engine::step_load() const {
     StepLoad load;
+    load.context.n_sequences = std::max(1, static_cast<int32_t>(running_.size()));
     int32_t n_pending = 0;
     for (const auto& request : running_) {
-        load.n_cells += request->n_cached;
+        load.context.n_cells += request->n_cached;
         n_pending += request->phase == Phase::prefill ? request->n_prompt - request->n_cached : 0;
     }
     load.n_prefill_rows = std::min(n_pending, prefill_room(static_cast<int32_t>(proposals_.size())));

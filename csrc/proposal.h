@@ -1,6 +1,7 @@
 // What the scheduler is told of a request that decodes in a step, and what it answers. Plain data.
 #pragma once
 
+#include "cost_table.h"
 #include "policy.h"
 #include "survival.h"
 
@@ -41,7 +42,7 @@ struct Proposal {
 // What else the step carries.
 struct StepLoad {
     int32_t n_prefill_rows = 0;
-    int32_t n_cells = 0; // cells of the target's cache in use
+    ContextLoad context; // of the target's cache
 };
 
 } // namespace dspark

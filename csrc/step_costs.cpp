@@ -6,7 +6,7 @@ namespace dspark {
 
 namespace {
 
-PassShape pass_of(const StepLoad& load, int32_t n_rows) { return {n_rows, load.n_prefill_rows, load.n_cells}; }
+PassShape pass_of(const StepLoad& load, int32_t n_rows) { return {n_rows, load.n_prefill_rows, load.context}; }
 
 bool has_one_shape(const PassShape& a, const PassShape& b) {
     return a.n_rows == b.n_rows && a.n_prefill_rows == 0 && b.n_prefill_rows == 0;
@@ -14,7 +14,7 @@ bool has_one_shape(const PassShape& a, const PassShape& b) {
 
 // Pass after pass of one shape.
 PassShape plain_pass(const StepLoad& load, int32_t n_requests) {
-    return {n_requests, load.n_prefill_rows, load.n_cells, load.n_prefill_rows == 0};
+    return {n_requests, load.n_prefill_rows, load.context, load.n_prefill_rows == 0};
 }
 
 } // namespace
@@ -24,8 +24,8 @@ double StepCosts::pass_ms(const PassShape& pass) const {
     if (!equal_lengths_) {
         return table_.verify_ms(pass);
     }
-    return table_.verify_ms({pass.n_rows, 0, pass.n_cells, pass.is_repeat}) +
-           table_.verify_ms({0, pass.n_prefill_rows, pass.n_cells});
+    return table_.verify_ms({pass.n_rows, 0, pass.context, pass.is_repeat}) +
+           table_.verify_ms({0, pass.n_prefill_rows, pass.context});
 }
 
 double StepCosts::step_ms(const PassShape& pass, int32_t n_drafted_rows) const {
@@ -62,10 +62,10 @@ void StepCosts::price_rows(const StepLoad& load, const StepShape& step, int32_t 
 
 void StepCosts::price_drafts(const StepLoad& load, int32_t n_others, int32_t n_most,
                              std::vector<double>& draft_ms) const {
-    const double others_ms = table_.draft_ms(n_others, load.n_cells);
+    const double others_ms = table_.draft_ms(n_others, load.context);
     draft_ms.clear();
     for (int32_t n = 0; n <= n_most; ++n) {
-        draft_ms.push_back(table_.draft_ms(n_others + n, load.n_cells) - others_ms + inject_ms(n * kRoundRows));
+        draft_ms.push_back(table_.draft_ms(n_others + n, load.context) - others_ms + inject_ms(n * kRoundRows));
     }
 }
 
@@ -79,7 +79,7 @@ void StepCosts::observe_passes(const StepLoad& load, const StepShape& step, cons
         table_.observe_verify(pass, times.verify_ms);
     }
     if (step.n_drafting > 0) {
-        table_.observe_draft(step.n_drafting, load.n_cells, times.draft_ms);
+        table_.observe_draft(step.n_drafting, load.context, times.draft_ms);
     }
 }
 

@@ -184,6 +184,23 @@ def test_plain_steps_in_a_deep_context_correct_what_verifying_is_taken_to_cost_t
     assert dear_ms == pytest.approx(74 + 0.01 * (1 + 3 / 3) * 4000)
 
 
+def test_rows_read_the_cells_of_their_own_sequence() -> None:
+    table = _costs.CostTable(curves(verify_ms_per_row_cell=0.001))
+    alone = table.verify_ms(2, n_cells=4256) - 46
+    assert alone == pytest.approx(0.001 * (1 + 1 / 3) * 4000)
+    assert table.verify_ms(2, n_cells=4256, n_sequences=2) - 46 == pytest.approx(0.001 * 4000)
+    assert table.verify_ms(4, n_cells=4256, n_sequences=2) - 74 == pytest.approx(0.001 * (1 + 1 / 3) * 4000)
+    # One of four that decodes, while three still read their prompts: its own cells alone.
+    assert table.verify_ms(1, n_cells=4256, n_sequences=4) - 24 == pytest.approx(0.001 * 1000)
+
+
+def test_what_plain_steps_of_many_show_prices_their_drafts() -> None:
+    table = _costs.CostTable(curves())
+    for _ in range(12):
+        table.observe_verify(4, 74 + 0.002 * 4000, n_cells=4256, n_sequences=4)
+    assert table.verify_ms(2, n_cells=4256) == pytest.approx(46 + 0.002 * (1 + 1 / 3) * 4000)
+
+
 def test_a_free_pass_is_no_division_by_zero() -> None:
     table = _costs.CostTable(curves(verify=[(1, 0.0), (2, 10.0)]))
     for _ in range(20):

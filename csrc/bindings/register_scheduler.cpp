@@ -144,23 +144,29 @@ void register_costs(py::module_& module) {
         .def(
             "verify_ms",
             [](const CostTable& table, int32_t n_rows, int32_t n_prefill, int32_t n_cells, bool is_repeat,
-               bool is_behind_draft) {
-                return table.verify_ms({n_rows, n_prefill, n_cells, is_repeat, is_behind_draft});
+               bool is_behind_draft, int32_t n_sequences) {
+                return table.verify_ms({n_rows, n_prefill, {n_cells, n_sequences}, is_repeat, is_behind_draft});
             },
             py::arg("n_rows"), py::arg("n_prefill_rows") = 0, py::arg("n_cells") = 0, py::arg("is_repeat") = false,
-            py::arg("is_behind_draft") = false)
-        .def("draft_ms", &CostTable::draft_ms, py::arg("n_blocks"), py::arg("n_cells") = 0)
+            py::arg("is_behind_draft") = false, py::arg("n_sequences") = 1)
+        .def(
+            "draft_ms",
+            [](const CostTable& table, int32_t n_blocks, int32_t n_cells) {
+                return table.draft_ms(n_blocks, {n_cells});
+            },
+            py::arg("n_blocks"), py::arg("n_cells") = 0)
         .def(
             "observe_verify",
-            [](CostTable& table, int32_t n_rows, double ms, int32_t n_prefill, int32_t n_cells, bool is_repeat) {
-                table.observe_verify({n_rows, n_prefill, n_cells, is_repeat}, ms);
+            [](CostTable& table, int32_t n_rows, double ms, int32_t n_prefill, int32_t n_cells, bool is_repeat,
+               int32_t n_sequences) {
+                table.observe_verify({n_rows, n_prefill, {n_cells, n_sequences}, is_repeat}, ms);
             },
             py::arg("n_rows"), py::arg("ms"), py::arg("n_prefill_rows") = 0, py::arg("n_cells") = 0,
-            py::arg("is_repeat") = false)
+            py::arg("is_repeat") = false, py::arg("n_sequences") = 1)
         .def(
             "observe_draft",
             [](CostTable& table, int32_t n_blocks, double ms, int32_t n_cells) {
-                table.observe_draft(n_blocks, n_cells, ms);
+                table.observe_draft(n_blocks, {n_cells}, ms);
             },
             py::arg("n_blocks"), py::arg("ms"), py::arg("n_cells") = 0)
         .def_property_readonly("curves", [](const CostTable& table) { return curves_to_dict(table.curves()); })
@@ -231,7 +237,7 @@ class BoundScheduler {
         for (const py::dict& request : requests) {
             proposals_.push_back(read_proposal(request));
         }
-        load_ = {n_prefill_rows, n_cells};
+        load_ = {n_prefill_rows, {n_cells, std::max(1, static_cast<int32_t>(requests.size()))}};
         scheduler_.select(proposals_, load_);
         std::vector<std::string> decisions;
         for (const Proposal& proposal : proposals_) {
