@@ -368,6 +368,11 @@ void Engine::record_step(double total_ms) {
     stats_.n_committed += step_.n_committed;
     stats_.n_parked += step_.n_parked;
     stats_.n_probes += step_.n_probes;
+    if (step_.n_prefill_tokens > 0) {
+        stats_.n_prefill_steps += 1;
+        stats_.prefill_ms += total_ms;
+        return;
+    }
     stats_.draft_ms += step_.draft_ms;
     stats_.head_ms += step_.head_ms;
     stats_.sample_ms += step_.sample_ms;

@@ -52,6 +52,7 @@ struct Event {
 
 struct EngineStats { // totals since construction
     int64_t n_steps = 0;
+    int64_t n_prefill_steps = 0; // of those, with rows of prompts; others' rounds may be part of them
     int64_t n_prefill_tokens = 0;
     int64_t n_reused = 0; // prompt tokens found in the caches instead
     int64_t n_drafted = 0;
@@ -60,12 +61,13 @@ struct EngineStats { // totals since construction
     int64_t n_committed = 0;
     int64_t n_parked = 0; // decode rounds that the scheduler left plain
     int64_t n_probes = 0;
-    double draft_ms = 0;  // drafting without injection, the head included
-    double head_ms = 0;   // of draft_ms: the sequential head
-    double verify_ms = 0; // the target's passes
-    double inject_ms = 0; // keeping context rows, and the passes that inject them
-    double sample_ms = 0; // of host_ms: verification, sampling, log-probabilities
-    double host_ms = 0;   // a step less draft, verify and inject
+    double prefill_ms = 0; // steps with rows of prompts; what follows is of all others
+    double draft_ms = 0;   // drafting without injection, the head included
+    double head_ms = 0;    // of draft_ms: the sequential head
+    double verify_ms = 0;  // the target's passes
+    double inject_ms = 0;  // keeping context rows, and the passes that inject them
+    double sample_ms = 0;  // of host_ms: verification, sampling, log-probabilities
+    double host_ms = 0;    // a step less draft, verify and inject
 };
 
 struct CachePosition {

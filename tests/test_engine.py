@@ -58,8 +58,22 @@ def test_figures_add_up(make_engine: Callable[..., _core.Engine], prompts: list[
     for name in ("n_drafted", "n_scheduled", "n_accepted", "n_committed"):
         assert getattr(total, name) == sum(getattr(answer.stats, name) for answer in answers)
     assert total.n_prefill_tokens == sum(map(len, prompts))
-    assert total.n_steps > 0
+    assert 0 < total.n_prefill_steps < total.n_steps
     assert min(total.draft_ms, total.verify_ms, total.inject_ms, total.host_ms) > 0
+
+
+def test_steps_that_read_prompts_are_counted_apart(
+    make_engine: Callable[..., _core.Engine], prompts: list[list[int]]
+) -> None:
+    engine = make_engine()
+    run(engine, prompts, lambda i: greedy(1))
+    total = engine.stats
+    assert total.n_prefill_steps == total.n_steps > 0
+    assert total.prefill_ms > 0
+    assert total.verify_ms == total.draft_ms == total.host_ms == 0
+    run(engine, prompts[:1], lambda i: greedy(N_TOKENS))
+    assert engine.stats.n_steps - engine.stats.n_prefill_steps > 1
+    assert engine.stats.verify_ms > 0
 
 
 def test_only_the_last_event_has_a_reason(make_engine: Callable[..., _core.Engine], prompts: list[list[int]]) -> None:

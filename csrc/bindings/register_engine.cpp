@@ -212,6 +212,7 @@ void register_results(py::module_& module) {
         });
     py::class_<EngineStats>(module, "EngineStats")
         .def_readonly("n_steps", &EngineStats::n_steps)
+        .def_readonly("n_prefill_steps", &EngineStats::n_prefill_steps)
         .def_readonly("n_prefill_tokens", &EngineStats::n_prefill_tokens)
         .def_readonly("n_reused", &EngineStats::n_reused)
         .def_readonly("n_drafted", &EngineStats::n_drafted)
@@ -220,6 +221,7 @@ void register_results(py::module_& module) {
         .def_readonly("n_committed", &EngineStats::n_committed)
         .def_readonly("n_parked", &EngineStats::n_parked)
         .def_readonly("n_probes", &EngineStats::n_probes)
+        .def_readonly("prefill_ms", &EngineStats::prefill_ms)
         .def_readonly("draft_ms", &EngineStats::draft_ms)
         .def_readonly("verify_ms", &EngineStats::verify_ms)
         .def_readonly("head_ms", &EngineStats::head_ms)

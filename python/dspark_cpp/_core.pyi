@@ -308,6 +308,8 @@ class EngineStats:
     @property
     def n_steps(self) -> int: ...
     @property
+    def n_prefill_steps(self) -> int: ...  # of those, with rows of prompts
+    @property
     def n_prefill_tokens(self) -> int: ...
     @property
     def n_reused(self) -> int: ...  # prompt tokens found in the caches instead
@@ -323,6 +325,8 @@ class EngineStats:
     def n_parked(self) -> int: ...
     @property
     def n_probes(self) -> int: ...
+    @property
+    def prefill_ms(self) -> float: ...  # steps with rows of prompts; the times below are of all others
     @property
     def draft_ms(self) -> float: ...
     @property

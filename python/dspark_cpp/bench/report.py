@@ -132,7 +132,7 @@ def _sum_columns(rows: Sequence[Sequence[int]]) -> list[int]:
 def cell_table(report: CellReport, title: str = "") -> Table:
     """Show all ways of one cell; the best fixed choice in bold."""
     n_runs = report.ways[PLAIN].n_runs
-    title = f"{title}{report.cell.label} (medians of {n_runs}; milliseconds per step)"
+    title = f"{title}{report.cell.label} (medians of {n_runs}; milliseconds per step without prompts)"
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE)
     table.add_column("way")
     for heading in (*_HEADINGS, *PARTS, "loop"):

@@ -87,8 +87,10 @@ class Run:
         Tokens per second of one stream after its own first token, mean over streams.
     first_token_ms
         From submission to a stream's first token, mean over streams.
+    counts
+        Of the run's requests; `n_steps` are the engine's steps without prompts.
     steps_ms
-        Engine time by part of a step, all steps of the run.
+        Engine time by part of a step, all steps without prompts of the run.
     loop_ms
         Time of the run outside the engine: Python, queues.
     """
@@ -363,7 +365,7 @@ def answer_wave(
 
 
 def _difference(before: _core.EngineStats, after: _core.EngineStats) -> dict[str, float]:
-    names = ["n_steps", *(f"{part}_ms" for part in PARTS)]
+    names = ["n_steps", "n_prefill_steps", "prefill_ms", *(f"{part}_ms" for part in PARTS)]
     parts = {name.removesuffix("_ms"): getattr(after, name) - getattr(before, name) for name in names}
     # The engine counts the head in draft and sampling in host; here the parts add up.
     return parts | {"draft": parts["draft"] - parts["head"], "host": parts["host"] - parts["sample"]}
@@ -380,7 +382,8 @@ def _as_run(
     speeds = [stream.speed for stream in streams if stream.arrivals]
     stats = [stream.stats for stream in streams if stream.stats is not None]
     names = ("n_prompt", "n_rounds", "n_drafted", "n_scheduled", "n_accepted", "n_committed")
-    counts = {name: sum(getattr(one, name) for one in stats) for name in names} | {"n_steps": int(steps["n_steps"])}
+    counts = {name: sum(getattr(one, name) for one in stats) for name in names}
+    counts["n_steps"] = int(steps["n_steps"] - steps["n_prefill_steps"])
     steps_ms = {name: steps[name] for name in PARTS}
     return Run(
         cell,
@@ -394,5 +397,5 @@ def _as_run(
         [sum(column) for column in zip(*(one.scheduled_per_position for one in stats), strict=True)],
         [sum(column) for column in zip(*(one.accepted_per_position for one in stats), strict=True)],
         steps_ms,
-        elapsed_ms - sum(steps_ms.values()),
+        elapsed_ms - steps["prefill"] - sum(steps_ms.values()),
     )
