@@ -5,6 +5,7 @@
 #include <cstring>
 #include <iterator>
 #include <numeric>
+#include <span>
 
 namespace dspark::kernels {
 namespace {
@@ -30,6 +31,14 @@ void find_cells(const Attention& attention, int64_t token, std::vector<int32_t>&
     }
 }
 
+struct Tokens {
+    int64_t begin, end;
+};
+
+struct Shares {
+    int64_t first, n_heads;
+};
+
 class Runs {
   public:
     explicit Runs(const Attention& attention) : attention_(attention) {}
@@ -42,6 +51,11 @@ class Runs {
         size_t most = run_.cells.size();
         for (; token + run_.n_tokens < end; ++run_.n_tokens) {
             find_cells(attention_, token + run_.n_tokens, next_);
+            if (next_.size() >= run_.cells.size() && std::ranges::equal(run_.cells, first_of_next())) {
+                run_.cells.swap(next_); // as the tokens of a prompt
+                most = run_.cells.size();
+                continue;
+            }
             united_.clear();
             std::ranges::set_union(run_.cells, next_, std::back_inserter(united_));
             most = std::max(most, next_.size());
@@ -58,6 +72,8 @@ class Runs {
     }
 
   private:
+    [[nodiscard]] std::span<const int32_t> first_of_next() const { return std::span(next_).first(run_.cells.size()); }
+
     const Attention& attention_;
     AttentionRun run_;
     std::vector<int32_t> next_;
@@ -72,7 +88,7 @@ void make_room(const Attention& attention, size_t n_cells, AttentionScratch& scr
     scratch.zeros.resize(static_cast<size_t>(attention.value_size));
 }
 
-// How many heads of a run are computed together: those of one key head, or of several, whose keys are neighbours in
+// How many heads of a group are computed together: those of one key head, or of several, whose keys are neighbours in
 // memory; fewer where threads would be left without work.
 int64_t heads_per_share(const Attention& attention, int64_t n_tokens, int64_t n_groups) {
     const int64_t group = attention.n_heads / attention.n_kv_heads;
@@ -107,30 +123,41 @@ std::vector<AttendRun> available_attends() {
     return found;
 }
 
+namespace {
+
+// Of a group of tokens: shares first, first + n_threads .. of n_heads heads each.
+void attend_group(AttendRun attend_run, const Attention& attention, Runs& runs, Tokens tokens, Shares shares) {
+    static thread_local AttentionScratch scratch;
+    for (int64_t token = tokens.begin; token < tokens.end;) {
+        const AttentionRun& run = runs.at(token, tokens.end);
+        make_room(attention, run.cells.size(), scratch);
+        for (int64_t share = shares.first; share * shares.n_heads < attention.n_heads; share += attention.n_threads) {
+            attend_run(attention, run, {share * shares.n_heads, shares.n_heads}, scratch);
+        }
+        token += run.n_tokens;
+    }
+}
+
+} // namespace
+
 bool attend_with(AttendRun attend_run, const Attention& attention) {
     if (attend_run == nullptr || attention.key_size % 8 != 0 || attention.value_size % 8 != 0) {
         return false;
     }
-    static thread_local AttentionScratch scratch;
-    const int64_t group = std::max<int64_t>(1, kRunRows / (attention.n_heads / attention.n_kv_heads)); // tokens
-    const int64_t n_groups = (attention.n_tokens + group - 1) / group;
+    const int64_t n_tokens = std::max<int64_t>(1, kRunRows / (attention.n_heads / attention.n_kv_heads)); // of a group
+    const int64_t n_groups = (attention.n_tokens + n_tokens - 1) / n_tokens;
     Runs runs(attention);
-    int64_t n_before = 0; // shares of the runs before: in turns, for the later tokens of a prompt see more cells
+    int64_t n_before = 0; // shares of the groups before: in turns, for the later tokens of a prompt see more cells
     for (int64_t g = 0; g < n_groups; ++g) {
-        const int64_t end = std::min((g + 1) * group, attention.n_tokens);
-        for (int64_t token = g * group; token < end;) {
-            const AttentionRun& run = runs.at(token, end);
-            const int64_t n_heads = heads_per_share(attention, run.n_tokens, n_groups);
-            const int64_t n_shares = attention.n_heads / n_heads;
-            make_room(attention, run.cells.size(), scratch);
-            for (int64_t share = 0; share < n_shares; ++share) {
-                if ((n_before + share) % attention.n_threads == attention.thread) {
-                    attend_run(attention, run, {share * n_heads, n_heads}, scratch);
-                }
-            }
-            n_before += n_shares;
-            token += run.n_tokens;
+        const Tokens tokens{g * n_tokens, std::min((g + 1) * n_tokens, attention.n_tokens)};
+        const int64_t n_heads = heads_per_share(attention, tokens.end - tokens.begin, n_groups);
+        const int64_t n_shares = attention.n_heads / n_heads;
+        const int64_t first = (attention.thread - n_before % attention.n_threads + attention.n_threads) %
+                              attention.n_threads; // of this thread's
+        if (first < n_shares) {
+            attend_group(attend_run, attention, runs, tokens, {first, n_heads});
         }
+        n_before += n_shares;
     }
     return true;
 }
