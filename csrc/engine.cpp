@@ -145,7 +145,9 @@ void Engine::close() {
 
 // ---- the step ----
 
-std::vector<Event> Engine::step() {
+std::vector<Event> Engine::step() { return turn(0); }
+
+std::vector<Event> Engine::turn(double budget_ms) {
     const std::unique_lock lock(step_mutex_, std::try_to_lock);
     if (is_closed_) {
         throw EngineClosedError("cannot step: the engine is closed");
@@ -154,9 +156,18 @@ std::vector<Event> Engine::step() {
         throw DSparkError("step must be called by one thread at a time");
     }
     const auto begin = Clock::now();
+    events_.clear();
+    is_awaited_ = false;
+    do {
+        run_step();
+    } while (!is_awaited_ && !running_.empty() && !is_closed_ && milliseconds_since(begin) < budget_ms);
+    return std::move(events_);
+}
+
+void Engine::run_step() {
+    const auto begin = Clock::now();
     pause_ms_ = last_step_end_ ? milliseconds_since(*last_step_end_) : 0;
     step_ = {};
-    events_.clear();
     admit();
     try {
         draft();
@@ -171,7 +182,6 @@ std::vector<Event> Engine::step() {
     last_step_end_ = running_.empty() ? std::nullopt : std::optional(Clock::now());
     std::erase_if(running_, [](const auto& request) { return request->phase == Phase::finished; });
     n_running_ = static_cast<int32_t>(running_.size());
-    return std::move(events_);
 }
 
 void Engine::admit() {
@@ -307,6 +317,7 @@ void Engine::add_decode_rows(Lane& lane) {
 
 void Engine::finish(Request& request, FinishReason reason, const std::string& error) {
     request.phase = Phase::finished;
+    is_awaited_ = true;
     scheduler_->finish(request.id, request.n_generated());
     Event& event = event_of(request);
     event.finish_reason = reason;

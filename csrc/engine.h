@@ -38,13 +38,13 @@ struct EngineOptions {
     SyntheticOptions synthetic; // for timing alone
 };
 
-// What a step did for one request. The last event of a request, and only that one, has a finish reason.
+// What the steps of a turn did for one request. The last event of a request, and only that one, has a finish reason.
 struct Event {
     uint64_t request_id = 0;
     std::vector<int32_t> tokens;       // committed, without an end-of-generation token
     std::vector<bool> drafted;         // per token: an accepted draft (true) or the target's own (false)
     std::vector<TopLogprobs> logprobs; // per token when asked for
-    std::vector<RoundRecord> rounds;   // the decode round of this step, when the request is traced
+    std::vector<RoundRecord> rounds;   // its decode rounds, when the request is traced
     FinishReason finish_reason = FinishReason::none;
     std::string error; // with FinishReason::error
     RequestStats stats;
@@ -89,6 +89,9 @@ class Engine {
     bool cancel(uint64_t request_id);
     // Runs one step. A failed pass ends the requests in it with FinishReason::error; the engine lives on.
     [[nodiscard]] std::vector<Event> step();
+    // As many steps as begin within budget_ms, at least one; what they did for a request is one event. Ends early when
+    // a request got its first token or its last: somebody waits for those.
+    [[nodiscard]] std::vector<Event> turn(double budget_ms);
     // Waits for a running step, then frees the caches. Requests end without a further event. Idempotent.
     void close();
 
@@ -125,6 +128,7 @@ class Engine {
         size_t proposal = 0;     // index into proposals_, when it decodes
     };
 
+    void run_step();
     void admit();
     void draft();
     void schedule();
@@ -202,7 +206,8 @@ class Engine {
     std::vector<BlockDraft> drafts_;
     std::vector<BatchRow> rows_;
     std::vector<ContextRow> context_rows_;
-    std::vector<Event> events_;
+    std::vector<Event> events_; // of this turn
+    bool is_awaited_ = false;   // so the turn ends with this step
     std::vector<Distribution> row_distributions_;
     StepLoad load_;
     std::optional<Clock::time_point> last_step_end_; // empty: nothing was running then

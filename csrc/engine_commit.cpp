@@ -34,6 +34,7 @@ void Engine::commit_prefill(Lane& lane) {
     }
     lane.first_row += lane.n_rows - 1; // only the prompt's last row has logits
     request.phase = Phase::decode;
+    is_awaited_ = true;
     append(lane, decide(lane));
 }
 

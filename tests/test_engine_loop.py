@@ -48,7 +48,7 @@ class ScriptedEngine:
         self.n_requests += 1
         return self.n_requests
 
-    def step(self):
+    def turn(self, budget_ms):
         step = self.steps.pop(0)
         if isinstance(step, Exception):
             raise step
@@ -132,9 +132,9 @@ def test_engines_of_a_process_take_turns_in_one_thread():
             super().__init__([], [], [event(1, "stop")])
             self.name = name
 
-        def step(self):
+        def turn(self, budget_ms):
             order.append((self.name, threading.current_thread().name))
-            return super().step()
+            return super().turn(budget_ms)
 
     loops = [EngineLoop(Told(name)) for name in "ab"]
     groups = [RequestGroup(loop) for loop in loops]

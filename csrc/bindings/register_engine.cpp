@@ -64,6 +64,11 @@ std::vector<Event> run_step(BoundEngine& bound) {
     return bound.engine->step();
 }
 
+std::vector<Event> run_turn(BoundEngine& bound, double budget_ms) {
+    const py::gil_scoped_release release;
+    return bound.engine->turn(budget_ms);
+}
+
 void close_engine(BoundEngine& bound) {
     const py::gil_scoped_release release;
     bound.engine->close();
@@ -274,6 +279,7 @@ void register_engine(py::module_& module) {
              py::arg("synthetic_acceptance") = py::none())
         .def("submit", &submit_request, py::arg("prompt"), py::arg("options").none(false))
         .def("step", &run_step)
+        .def("turn", &run_turn, py::arg("budget_ms"))
         .def(
             "cancel", [](BoundEngine& bound, uint64_t id) { return bound.engine->cancel(id); }, py::arg("request_id"))
         .def("close", &close_engine)

@@ -281,7 +281,7 @@ class RoundRecord:
     def verify_ms(self) -> float: ...
 
 class Event:
-    """What a step did for one request: committed tokens and, at the end, why it ended."""
+    """What a turn's steps did for one request: committed tokens and, at the end, why it ended."""
 
     @property
     def request_id(self) -> int: ...
@@ -292,7 +292,7 @@ class Event:
     @property
     def logprobs(self) -> list[TokenLogprobs]: ...
     @property
-    def rounds(self) -> list[RoundRecord]: ...  # of a traced request: the decode round of this step, if there was one
+    def rounds(self) -> list[RoundRecord]: ...  # of a traced request: its decode rounds
     @property
     def finish_reason(self) -> str | None: ...  # stop | length | context_full | cancelled | error
     @property
@@ -401,6 +401,7 @@ class Engine:
     ) -> None: ...
     def submit(self, prompt: Sequence[int], options: RequestOptions) -> int: ...
     def step(self) -> list[Event]: ...  # GIL released
+    def turn(self, budget_ms: float) -> list[Event]: ...  # steps for so long; GIL released
     def cancel(self, request_id: int) -> bool: ...
     def close(self) -> None: ...
     def measure_costs(self, *, budget_ms: float = 3000.0) -> CostCurves: ...  # only while nothing runs

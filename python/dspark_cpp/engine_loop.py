@@ -1,8 +1,8 @@
 """What stands between an engine and its callers: they put requests in and get events out.
 
 Owns: the engine, who waits for which request, how everything ends. Must not know: text, options, what an event means
-beyond whose it is and whether it is the last. `submit`, `cancel` and `close` may be called from any thread; `step` is
-called by the compute thread alone.
+beyond whose it is and whether it is the last. `submit`, `cancel` and `close` may be called from any thread; `take_turn`
+is called by the compute thread alone.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ __all__ = ["Deliver", "EngineLoop", "RequestGroup", "SteppedEngine"]
 
 _log = logging.getLogger(__name__)
 
+# Of a turn. Steps of small models take a tenth of it or less; waking a receiver for each would cost more than they do.
+_TURN_MS = 4.0
+
 # Called in the compute thread with each event of a request, or with the error that ended it; must not block.
 Deliver = Callable[["_core.Event | DSparkError"], None]
 
@@ -38,8 +41,8 @@ class SteppedEngine(Protocol):
     def submit(self, prompt: Sequence[int], options: _core.RequestOptions) -> int:
         """Queue a request, return its id."""
 
-    def step(self) -> list[_core.Event]:
-        """Run one step, return what it did."""
+    def turn(self, budget_ms: float) -> list[_core.Event]:
+        """Run as many steps as begin within `budget_ms`, at least one; return what they did."""
 
     def cancel(self, request_id: int) -> bool:
         """End a request within one step."""
@@ -145,12 +148,12 @@ class EngineLoop:
         return self._is_closing or self._engine.has_work
 
     def take_turn(self) -> None:
-        """Run one step and hand its events over; ends the loop when it is closed or the step fails."""
+        """Run steps for a moment and hand their events over; ends the loop when it is closed or the step fails."""
         if self._is_closing:
             self._end(EngineClosedError("the engine was closed before the request ended"))
             return
         try:
-            for event in self._engine.step():
+            for event in self._engine.turn(_TURN_MS):
                 self._dispatch(event)
         except Exception as cause:
             self._failure = _as_dspark_error(cause)

@@ -238,7 +238,7 @@ class LLM:
         Yields
         ------
         Chunk
-            What each round added; the last one has `finish_reason` and `stats`.
+            What the rounds since the last one added; the last one has `finish_reason` and `stats`.
 
         Raises
         ------

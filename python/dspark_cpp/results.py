@@ -135,7 +135,7 @@ class RequestStats:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """What one step added to a streamed answer.
+    """What the rounds since the last chunk added to a streamed answer.
 
     Attributes
     ----------

@@ -107,7 +107,7 @@ class Speeds:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What one step added to an answer.
+    """What the rounds since the last piece added to an answer.
 
     Attributes
     ----------
