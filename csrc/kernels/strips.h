@@ -126,7 +126,7 @@ void multiply_outputs(const Product& product, int64_t begin, const Columns& colu
         const auto* weights = static_cast<const uint8_t*>(product.weights) + static_cast<size_t>(o) * stride;
         const Tile tile{Rows(weights, stride),
                         prefetch_start(weights, stride),
-                        columns.groups.data(),
+                        columns.groups,
                         columns.n_columns * Kernel::kRecord,
                         product.y + begin * product.y_stride + o,
                         product.y_stride};
