@@ -26,7 +26,7 @@ if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
 endif()
 
 # Our kernels take the place of llamafile_sgemm, of the tiled path that comes before it for K-quants, of flash attention
-# and of fills; upstream's stay, under other names, for what ours do not cover.
+# and of fills; graphs go through ours first; upstream's stay, under other names, for what ours do not cover.
 set(_ggml_cpu_dir "${DSPARK_LLAMA_CPP_DIR}/ggml/src/ggml-cpu")
 set_source_files_properties("${_ggml_cpu_dir}/llamafile/sgemm.cpp" TARGET_DIRECTORY ggml-cpu
     PROPERTIES COMPILE_DEFINITIONS "llamafile_sgemm=ggml_llamafile_sgemm")
@@ -35,7 +35,11 @@ set_source_files_properties("${_ggml_cpu_dir}/tiled/tiled.cpp" TARGET_DIRECTORY 
 set_source_files_properties("${_ggml_cpu_dir}/ops.cpp" TARGET_DIRECTORY ggml-cpu
     PROPERTIES COMPILE_DEFINITIONS
     "ggml_compute_forward_flash_attn_ext=ggml_upstream_flash_attn_ext;ggml_compute_forward_fill=ggml_upstream_fill")
+set_source_files_properties("${_ggml_cpu_dir}/ggml-cpu.cpp" TARGET_DIRECTORY ggml-cpu
+    PROPERTIES COMPILE_DEFINITIONS "ggml_graph_compute=dspark_graph_compute")
 target_sources(ggml-cpu PRIVATE "${PROJECT_SOURCE_DIR}/csrc/kernels/ggml_entry.cpp"
+                                "${PROJECT_SOURCE_DIR}/csrc/kernels/ggml_groups.cpp"
+                                "${PROJECT_SOURCE_DIR}/csrc/kernels/ggml_products.cpp"
                                 "${PROJECT_SOURCE_DIR}/csrc/kernels/ggml_attention.cpp"
                                 "${PROJECT_SOURCE_DIR}/csrc/kernels/ggml_fill.cpp")
 target_include_directories(ggml-cpu PRIVATE "${PROJECT_SOURCE_DIR}/csrc")

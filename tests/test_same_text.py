@@ -9,7 +9,7 @@ one row over 512 cells or more, for 64 rows or more, and for every order of the 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -148,3 +148,45 @@ def test_random_targets_of_other_shapes(tmp_path: Path, quant: str, n_heads: int
     rng = random.Random(2)
     tokens, other = ([rng.randrange(2000) for _ in range(n)] for n in (580, 300))
     compare_rows(target, tokens, other, 560)
+
+
+def logits_of(target: _core.Model, tokens: list[int], n_rows: int, n_threads: int) -> np.ndarray:
+    """Logits of the last n_rows, in one batch behind the others."""
+    probe = _core._testing.TargetProbe(target, n_cells=512, n_threads=n_threads)
+    rows = [(token, i, 0) for i, token in enumerate(tokens)]
+    probe.decode(rows[:-n_rows])
+    return probe.decode(rows[-n_rows:])
+
+
+@pytest.fixture
+def ungrouped() -> Iterator[Callable[..., np.ndarray]]:
+    """logits_of() with every product by itself."""
+
+    def compute(*arguments: Any) -> np.ndarray:
+        _core._testing.set_groups_enabled(False)
+        logits = logits_of(*arguments)
+        _core._testing.set_groups_enabled(True)
+        return logits
+
+    yield compute
+    _core._testing.set_groups_enabled(True)
+
+
+@pytest.mark.parametrize("quant", ["q8_0", "q4_0", "q4_k_m", "f16"])
+@pytest.mark.parametrize("n_rows", [1, 8, 150])
+def test_products_in_groups_are_those_one_by_one(tmp_path: Path, quant: str, n_rows: int, ungrouped) -> None:
+    """X quantized once for several products and by all threads, the residual and SwiGLU right behind: the same bits."""
+    n_layers = 3
+    write_random_target(
+        tmp_path / "random.gguf",
+        Shape(256, 768, n_layers, 8, 2, is_tied=True, head_dim=64, vocab_size=2048),
+        quant,
+        seed=1,
+    )
+    target = _core.Model.load_target(str(tmp_path / "random.gguf"))
+    tokens = [random.Random(3).randrange(2000) for _ in range(n_rows + 40)]
+    expected = ungrouped(target, tokens, n_rows, 1)
+    for n_threads in (1, 2, 3, 5):
+        assert np.array_equal(logits_of(target, tokens, n_rows, n_threads), expected)
+        n_grouped = _core._testing.n_grouped_nodes()
+        assert n_grouped == 0 if quant == "f16" else n_grouped >= 5 * (n_layers - 1)

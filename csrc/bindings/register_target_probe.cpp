@@ -1,5 +1,7 @@
 // For the test suite: rows through the real target, in batches and places of the test's choosing, and all their logits.
 #include "bindings.h"
+#include "kernels/grouped_nodes.h"
+#include "kernels/kernels.h"
 #include "llama_target.h"
 
 #include <pybind11/numpy.h>
@@ -52,6 +54,8 @@ class TargetProbe {
 
 void register_target_probe(py::module_& module) {
     py::module_ testing = module.attr("_testing");
+    testing.def("set_groups_enabled", &dspark::kernels::set_groups_enabled, py::arg("enabled"));
+    testing.def("n_grouped_nodes", &dspark::kernels::n_grouped_nodes);
     py::class_<TargetProbe>(testing, "TargetProbe")
         .def(py::init<const std::shared_ptr<Model>&, int32_t, int32_t, int32_t, const std::string&>(),
              py::arg("model").none(false), py::arg("n_cells"), py::arg("n_sequences") = 1, py::arg("n_threads") = 1,

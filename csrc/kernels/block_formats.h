@@ -36,33 +36,41 @@ inline constexpr int8_t kIq4Values[16] = {-127, -104, -83, -65, -49, -35, -22, -
     return kHasVnni ? weights ^ all_bytes(-128) : weights;
 }
 
-[[gnu::always_inline]] inline void unpack(Q4_0, const Rows& rows, Ints* out) {
-    Ints q[4];
-    transpose_16(rows, 2, q);
+// Half a block: 4 vectors. The second half may need what the first one left in `raw`.
+template <int half> [[gnu::always_inline]] inline Ints half_nibbles(Ints q) {
+    return half == 0 ? nibbles_low(q) : nibbles_high(q);
+}
+
+template <int half> [[gnu::always_inline]] inline void unpack_half(Q4_0, const Rows& rows, Ints* raw, Ints* out) {
+    if constexpr (half == 0) {
+        transpose_16(rows, 2, raw);
+    }
     for (int i = 0; i < 4; ++i) {
-        out[i] = nibbles_low(q[i]);
-        out[4 + i] = nibbles_high(q[i]);
+        out[i] = half_nibbles<half>(raw[i]);
     }
 }
 
-[[gnu::always_inline]] inline void unpack(Q8_0, const Rows& rows, Ints* out) {
-    for (int half = 0; half < 2; ++half) {
-        Ints q[4];
-        transpose_16(rows, 2 + 16 * half, q);
-        for (int i = 0; i < 4; ++i) {
-            out[4 * half + i] = offset_weights(q[i]);
-        }
+template <int half> [[gnu::always_inline]] inline void unpack_half(Q8_0, const Rows& rows, Ints* raw, Ints* out) {
+    transpose_16(rows, 2 + 16 * half, raw);
+    for (int i = 0; i < 4; ++i) {
+        out[i] = offset_weights(raw[i]);
     }
 }
 
-[[gnu::always_inline]] inline void unpack(IQ4_NL, const Rows& rows, Ints* out) {
-    const Ints table = repeat_16(kIq4Values);
-    Ints q[4];
-    transpose_16(rows, 2, q);
-    for (int i = 0; i < 4; ++i) {
-        out[i] = offset_weights(shuffle_bytes(table, nibbles_low(q[i])));
-        out[4 + i] = offset_weights(shuffle_bytes(table, nibbles_high(q[i])));
+template <int half> [[gnu::always_inline]] inline void unpack_half(IQ4_NL, const Rows& rows, Ints* raw, Ints* out) {
+    const Ints table = offset_weights(repeat_16(kIq4Values));
+    if constexpr (half == 0) {
+        transpose_16(rows, 2, raw);
     }
+    for (int i = 0; i < 4; ++i) {
+        out[i] = shuffle_bytes(table, half_nibbles<half>(raw[i]));
+    }
+}
+
+template <typename Format> [[gnu::always_inline]] inline void unpack(Format, const Rows& rows, Ints* out) {
+    Ints raw[4];
+    unpack_half<0>(Format{}, rows, raw, out);
+    unpack_half<1>(Format{}, rows, raw, out + 4);
 }
 
 } // namespace

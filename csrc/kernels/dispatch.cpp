@@ -1,4 +1,5 @@
 // Picks the instruction set once, splits the outputs among the threads.
+#include "kernels/grouped_nodes.h"
 #include "kernels/isa.h"
 
 #include <algorithm>
@@ -28,6 +29,8 @@ std::atomic<const Isa*>& chosen_isa() {
 const Isa* isa() { return chosen_isa().load(std::memory_order_relaxed); }
 
 std::atomic<bool> enabled_products{true};
+std::atomic<bool> enabled_groups{true};
+std::atomic<int> grouped_nodes{0};
 
 // More columns of BF16 are ggml's: it multiplies them in bf16, which is faster for a prompt.
 constexpr int64_t kMostBf16Columns = 32;
@@ -69,15 +72,21 @@ BlockShape block_shape(WeightType type) {
     }
 }
 
-void prepare(const Isa& isa, const Product& product, int64_t begin, Columns& columns) {
+// Columns [begin, ...) of one pass over the weights, in memory that is still to be given.
+Columns columns_from(const Product& product, int64_t begin) {
+    Columns columns;
     columns.layout = layout_of(product.type);
     columns.n_columns = static_cast<int>(std::min<int64_t>(product.n_columns - begin, kMaxColumns));
     columns.n_tiles = (columns.n_columns + kTileColumns - 1) / kTileColumns;
     columns.n_values = product.n_values;
+    return columns;
+}
+
+// 4-byte groups that n_columns of the product take: all columns together, or those of one pass.
+int64_t prepared_groups(const Product& product, int64_t n_columns) {
     const int64_t n_steps = (product.n_values + kSuperBlockSize - 1) / kSuperBlockSize;
-    const int n_paired = columns.n_columns + columns.n_columns % 2; // room for an instruction set that pairs columns
-    columns.groups.resize(static_cast<size_t>(n_steps * n_paired * record_groups(columns.layout)));
-    isa.prepare(product, begin, columns);
+    const int64_t n_paired = n_columns + n_columns % 2; // room for an instruction set that pairs columns
+    return n_steps * n_paired * record_groups(layout_of(product.type));
 }
 
 // Fewer outputs than a strip, from `first` on: computed with copies of their rows, filled up with the last one.
@@ -106,19 +115,32 @@ void multiply_rest(const Isa& isa, const Product& product, int64_t begin, const 
     }
 }
 
-void multiply_outputs(const Isa& isa, const Product& product, int64_t first, int64_t last) {
-    if (is_float(product.type)) {
-        isa.multiply_floats(product, first, last);
-        return;
-    }
-    thread_local Columns columns;
-    const int64_t rest = last - (last - first) % isa.strip_outputs;
+// Calls pass(begin, columns) for the columns, as many at once as a pass over the weights takes; `groups`: of the first.
+template <typename Pass> void for_passes(const Product& product, int32_t* groups, Pass pass) {
     for (int64_t begin = 0; begin < product.n_columns; begin += kMaxColumns) {
-        prepare(isa, product, begin, columns);
-        isa.multiply(product, begin, columns, first, rest);
-        if (rest < last) {
-            multiply_rest(isa, product, begin, columns, rest);
-        }
+        Columns columns = columns_from(product, begin);
+        columns.groups = groups + prepared_groups(product, begin);
+        pass(begin, columns);
+    }
+}
+
+void multiply_columns(const Isa& isa, const Product& product, int64_t begin, const Columns& columns, Outputs outputs) {
+    const int64_t rest = outputs.last - (outputs.last - outputs.first) % isa.strip_outputs;
+    isa.multiply(product, begin, columns, outputs.first, rest);
+    if (rest < outputs.last) {
+        multiply_rest(isa, product, begin, columns, rest);
+    }
+}
+
+// Each pass's columns right before their use, and all of them: the product's threads do not wait for each other.
+void multiply_alone(const Isa& isa, const Product& product, Outputs outputs) {
+    thread_local std::vector<int32_t> groups;
+    groups.resize(static_cast<size_t>(prepared_groups(product, std::min<int64_t>(product.n_columns, kMaxColumns))));
+    for (int64_t begin = 0; begin < product.n_columns; begin += kMaxColumns) {
+        Columns columns = columns_from(product, begin);
+        columns.groups = groups.data();
+        isa.prepare(product, begin, columns, {});
+        multiply_columns(isa, product, begin, columns, outputs);
     }
 }
 
@@ -152,9 +174,23 @@ bool set_instruction_set(std::string_view name) {
 void set_enabled(bool enabled) { enabled_products.store(enabled, std::memory_order_relaxed); }
 bool is_enabled() { return enabled_products.load(std::memory_order_relaxed); }
 
+void set_groups_enabled(bool enabled) { enabled_groups.store(enabled, std::memory_order_relaxed); }
+bool are_groups_enabled() { return enabled_groups.load(std::memory_order_relaxed); }
+
+void note_grouped_nodes(int n) { grouped_nodes.store(n, std::memory_order_relaxed); }
+int n_grouped_nodes() { return grouped_nodes.load(std::memory_order_relaxed); }
+
 bool covers(WeightType type) { return isa() != nullptr && (!is_float(type) || isa()->multiply_floats != nullptr); }
 
 bool multiply(const Product& product) { return covers(product.type) && multiply_with(*isa(), product); }
+
+Outputs outputs_of(const Product& product) {
+    const int64_t n_shares = (product.n_outputs + kShareOutputs - 1) / kShareOutputs;
+    const auto share = [&](int64_t thread) {
+        return std::min(n_shares * thread / product.n_threads * kShareOutputs, product.n_outputs);
+    };
+    return {share(product.thread), share(product.thread + 1)};
+}
 
 bool multiply_with(const Isa& isa, const Product& product) {
     if (product.n_values < 1 || product.n_values % block_shape(product.type).n_weights != 0) {
@@ -163,14 +199,39 @@ bool multiply_with(const Isa& isa, const Product& product) {
     if (product.type == WeightType::bf16 && product.n_columns > kMostBf16Columns) {
         return false;
     }
-    const int64_t n_strips = (product.n_outputs + isa.strip_outputs - 1) / isa.strip_outputs;
-    const int64_t first = n_strips * product.thread / product.n_threads * isa.strip_outputs;
-    const int64_t last =
-        std::min(n_strips * (product.thread + 1) / product.n_threads * isa.strip_outputs, product.n_outputs);
-    if (first < last) {
-        multiply_outputs(isa, product, first, last);
+    const Outputs outputs = outputs_of(product);
+    if (outputs.first < outputs.last && is_float(product.type)) {
+        isa.multiply_floats(product, outputs.first, outputs.last);
+    } else if (outputs.first < outputs.last) {
+        multiply_alone(isa, product, outputs);
     }
     return true;
+}
+
+bool can_prepare(WeightType type) { return covers(type) && !is_float(type); }
+
+bool have_same_columns(WeightType a, WeightType b) {
+    return a == b || (layout_of(a) == layout_of(b) && weight_offset(a) == weight_offset(b));
+}
+
+size_t prepared_size(const Product& product) {
+    return static_cast<size_t>(prepared_groups(product, product.n_columns));
+}
+
+void prepare(const Product& product, int32_t* prepared) {
+    for_passes(product, prepared, [&](int64_t begin, const Columns& columns) {
+        isa()->prepare(product, begin, columns, {product.thread, product.n_threads});
+    });
+}
+
+void multiply_prepared(const Product& product, int32_t* prepared) {
+    const Outputs outputs = outputs_of(product);
+    if (outputs.first == outputs.last) {
+        return;
+    }
+    for_passes(product, prepared, [&](int64_t begin, const Columns& columns) {
+        multiply_columns(*isa(), product, begin, columns, outputs);
+    });
 }
 
 } // namespace dspark::kernels

@@ -1,13 +1,13 @@
 // Takes the place of ggml's llamafile_sgemm (renamed to ggml_llamafile_sgemm in its own file by cmake/llama.cmake),
 // which ggml-cpu calls in every thread for every matrix product: once with the columns as floats, and when that is
 // refused once more with the columns quantized to the type's partner. We take the first call and quantize ourselves,
-// so that a product needs no barrier. The only file here that sees ggml; compiled as a part of ggml-cpu.
-#include "kernels/kernels.h"
+// so that a product needs no barrier. Products of plain matrices come in groups (ggml_groups.h), by the hook of the
+// tiled path, which is called before. Compiled as a part of ggml-cpu.
+#include "kernels/ggml_groups.h"
+#include "kernels/grouped_nodes.h"
 
-#include "ggml-cpu-impl.h"
-#include "ggml.h"
-
-#include <optional>
+#include "ggml-cpu.h"
+#include "ggml-impl.h"
 
 extern "C" bool ggml_llamafile_sgemm(const ggml_compute_params* params, int64_t m, int64_t n, int64_t k, const void* a,
                                      int64_t lda, const void* b, int64_t ldb, void* c, int64_t ldc, int a_type,
@@ -15,41 +15,35 @@ extern "C" bool ggml_llamafile_sgemm(const ggml_compute_params* params, int64_t 
 
 extern "C" bool ggml_upstream_mul_mat_tiled(const ggml_compute_params* params, ggml_tensor* dst);
 
-namespace {
-
 using dspark::kernels::Product;
-using dspark::kernels::WeightType;
-
-std::optional<WeightType> weight_type(int type) {
-    switch (type) {
-    case GGML_TYPE_Q8_0:
-        return WeightType::q8_0;
-    case GGML_TYPE_Q4_0:
-        return WeightType::q4_0;
-    case GGML_TYPE_IQ4_NL:
-        return WeightType::iq4_nl;
-    case GGML_TYPE_Q4_K:
-        return WeightType::q4_k;
-    case GGML_TYPE_Q5_K:
-        return WeightType::q5_k;
-    case GGML_TYPE_Q6_K:
-        return WeightType::q6_k;
-    case GGML_TYPE_F16:
-        return WeightType::f16;
-    case GGML_TYPE_BF16:
-        return WeightType::bf16;
-    default:
-        return std::nullopt;
-    }
-}
-
-} // namespace
+using dspark::kernels::weight_type;
 
 extern "C" bool ggml_compute_forward_mul_mat_tiled(const ggml_compute_params* params, ggml_tensor* dst) {
+    if (const auto* group = dspark::kernels::group_of(dst)) {
+        dspark::kernels::compute_group(*params, *group);
+        return true;
+    }
     const auto type = weight_type(dst->src[0]->type);
     const bool is_ours = type && dspark::kernels::is_enabled() && dspark::kernels::covers(*type) &&
                          dst->src[1]->type == GGML_TYPE_F32 && ggml_is_contiguous(dst->src[1]);
     return !is_ours && ggml_upstream_mul_mat_tiled(params, dst);
+}
+
+// What the CPU backend calls for a graph in place of ggml_graph_compute.
+extern "C" ggml_status dspark_graph_compute(ggml_cgraph* graph, ggml_cplan* plan) {
+    if (!dspark::kernels::is_enabled() || !dspark::kernels::are_groups_enabled() || plan->use_ref) {
+        return ggml_graph_compute(graph, plan);
+    }
+    thread_local dspark::kernels::GroupedGraph grouped;
+    grouped.build(*graph, plan->n_threads);
+    ggml_cgraph left = *graph;
+    left.nodes = grouped.nodes.data();
+    left.n_nodes = static_cast<int>(grouped.nodes.size());
+    dspark::kernels::note_grouped_nodes(graph->n_nodes - left.n_nodes);
+    grouped.mark();
+    const ggml_status status = ggml_graph_compute(&left, plan);
+    grouped.unmark();
+    return status;
 }
 
 // m outputs, n columns, k blocks of a row; strides count blocks (a) and elements (b, c).

@@ -9,13 +9,22 @@
 
 namespace dspark::kernels {
 
-// Outputs that one pass of the inner loop computes: threads share the work in multiples of it.
-inline constexpr int64_t kStripOutputs = 8;
+inline constexpr int64_t kStripOutputs = 8; // that one pass of the inner loop computes
+// Threads share the outputs in multiples of this: whole strips, and whole vectors of what is computed of them next.
+inline constexpr int64_t kShareOutputs = 16;
+
+// What one of n threads prepares of n_items.
+struct Part {
+    int index = 0;
+    int n = 1;
+    [[nodiscard]] int64_t begin(int64_t n_items) const { return n_items * index / n; }
+    [[nodiscard]] int64_t end(int64_t n_items) const { return n_items * (index + 1) / n; }
+};
 
 struct Isa {
     std::string_view name;
-    // Columns [begin, begin + columns.n_columns) of the product into `columns` (sizes are set).
-    void (*prepare)(const Product& product, int64_t begin, Columns& columns);
+    // A part of columns [begin, begin + columns.n_columns) of the product into `columns` (sizes are set).
+    void (*prepare)(const Product& product, int64_t begin, const Columns& columns, Part part);
     // Outputs [first, last) of those columns: a multiple of strip_outputs.
     void (*multiply)(const Product& product, int64_t begin, const Columns& columns, int64_t first, int64_t last);
     int64_t strip_outputs = kStripOutputs;

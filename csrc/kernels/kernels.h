@@ -30,14 +30,33 @@ struct Product {
     int n_threads = 1;
 };
 
+// Outputs [first, last) of the product: this thread's, for any types.
+struct Outputs {
+    int64_t first = 0;
+    int64_t last = 0;
+};
+[[nodiscard]] Outputs outputs_of(const Product& product);
+
 // Computes this thread's share of the product. False (nothing written): not covered on this machine; or more than 32
 // columns of BF16, a prompt's, which ggml multiplies faster and rounds otherwise.
 [[nodiscard]] bool multiply(const Product& product);
+
+// X of several products, or of many threads, quantized once: every thread prepares its part of `prepared`, of
+// prepared_size() numbers; when all of them have, they may multiply. For types that can_prepare() tells.
+[[nodiscard]] bool can_prepare(WeightType type);
+[[nodiscard]] bool have_same_columns(WeightType a, WeightType b); // may share what was prepared for either
+[[nodiscard]] size_t prepared_size(const Product& product);
+void prepare(const Product& product, int32_t* prepared);
+void multiply_prepared(const Product& product, int32_t* prepared);
 
 // One switch for the process, read by ggml's threads at every product: set it before a forward pass. Two engines that
 // step at the same time under different settings get either one's kernels; both compute the same product.
 void set_enabled(bool enabled);
 [[nodiscard]] bool is_enabled();
+
+// Products that share what they can (ggml_groups.h), the same bits as one by one; off for tests and measurements.
+void set_groups_enabled(bool enabled);
+[[nodiscard]] bool are_groups_enabled();
 
 [[nodiscard]] bool covers(WeightType type);       // with the instruction set in use
 [[nodiscard]] std::string_view instruction_set(); // in use: avx512, neon i8mm, ...; none: nothing is covered

@@ -59,6 +59,10 @@ inline Ints dot_group(Ints sum, Ints w, const int32_t* x) {
     __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(w), "m"(*x));
     return sum;
 }
+inline Ints dot_word_group(Ints sum, Ints w, const int32_t* x) {
+    __asm__("vpdpwssd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(w), "m"(*x));
+    return sum;
+}
 
 inline void keep_order(Ints& sum) {
 #if defined(__GNUC__)

@@ -60,16 +60,22 @@ inline Ints dot_group(Ints sum, Ints w, const int32_t* x) {
     __asm__("vpdpbusd %2%{1to8%}, %1, %0" : "+v"(sum) : "v"(w), "m"(*x));
     return sum;
 }
+inline Ints dot_word_group(Ints sum, Ints w, const int32_t* x) {
+    __asm__("vpdpwssd %2%{1to8%}, %1, %0" : "+v"(sum) : "v"(w), "m"(*x));
+    return sum;
+}
 #elif defined(__AVXVNNI__)
 inline constexpr bool kHasVnni = true;
 inline Ints dot_bytes(Ints sum, Ints w, Ints x) { return _mm256_dpbusd_avx_epi32(sum, w, x); }
 inline Ints dot_words(Ints sum, Ints a, Ints b) { return _mm256_dpwssd_avx_epi32(sum, a, b); }
 inline Ints dot_group(Ints sum, Ints w, const int32_t* x) { return dot_bytes(sum, w, _mm256_set1_epi32(*x)); }
+inline Ints dot_word_group(Ints sum, Ints w, const int32_t* x) { return dot_words(sum, w, _mm256_set1_epi32(*x)); }
 #else
 inline constexpr bool kHasVnni = false;
 inline Ints dot_bytes(Ints sum, Ints, Ints) { return sum; }
 inline Ints dot_words(Ints sum, Ints, Ints) { return sum; }
 inline Ints dot_group(Ints sum, Ints, const int32_t*) { return sum; }
+inline Ints dot_word_group(Ints sum, Ints, const int32_t*) { return sum; }
 #endif
 
 // Keeps a running sum in its register: GCC would reassociate the additions of an unrolled loop into a tree of

@@ -91,20 +91,26 @@ static inline int64_t step_groups(bool is_super, int64_t n_values) {
     return is_super ? kSuperGroups : n_values / kBlockSize * kBlockGroups;
 }
 
-template <typename Dot> void prepare(const Product& product, int64_t begin, Columns& columns) {
+// Columns of all tiles, with what fills them up.
+template <typename Dot> int64_t padded_columns(int64_t n_columns) {
+    return n_columns / kTileColumns * kTileColumns + Dot::padded(static_cast<int>(n_columns % kTileColumns));
+}
+
+template <typename Dot> void prepare(const Product& product, int64_t begin, const Columns& columns, Part part) {
     const bool is_super = columns.layout == ColumnLayout::super32 || columns.layout == ColumnLayout::super16;
-    int32_t* tile = columns.groups.data();
-    for (int64_t k = 0; k < columns.n_values; k += kSuperBlockSize) {
+    const int64_t n_padded = padded_columns<Dot>(columns.n_columns);
+    const int64_t n_steps = (columns.n_values + kSuperBlockSize - 1) / kSuperBlockSize, n_items = n_steps * n_padded;
+    for (int64_t item = part.begin(n_items), end = part.end(n_items); item < end; ++item) {
+        const int64_t step = item / n_padded, k = step * kSuperBlockSize;
+        const int first = static_cast<int>(item % n_padded / kTileColumns * kTileColumns);
+        const int c = static_cast<int>(item % n_padded) - first;
+        const int n = columns.n_columns - first < kTileColumns ? columns.n_columns - first : kTileColumns;
         const int64_t n_values = columns.n_values - k < kSuperBlockSize ? columns.n_values - k : kSuperBlockSize;
-        for (int first = 0; first < columns.n_columns; first += kTileColumns) {
-            const int n = columns.n_columns - first < kTileColumns ? columns.n_columns - first : kTileColumns;
-            const int width = Dot::padded(n);
-            for (int c = 0; c < width; ++c) { // what fills the tile up is the last column again; nobody reads its sums
-                const float* x = product.x + (begin + first + (c < n ? c : n - 1)) * product.x_stride + k;
-                put_step<Dot>(x, n_values, is_super, tile, width, c);
-            }
-            tile += step_groups(is_super, n_values) * width;
-        }
+        int32_t* tile = columns.groups + step * step_groups(is_super, kSuperBlockSize) * n_padded +
+                        step_groups(is_super, n_values) * first;
+        // What fills the tile up is the last column again; nobody reads its sums.
+        const float* x = product.x + (begin + first + (c < n ? c : n - 1)) * product.x_stride + k;
+        put_step<Dot>(x, n_values, is_super, tile, Dot::padded(n), c);
     }
 }
 

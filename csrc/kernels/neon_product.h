@@ -123,7 +123,7 @@ void multiply_tile(const Kernel& kernel, int n, int64_t n_values, const int32_t*
 template <typename Dot, typename Format>
 void multiply_strip(const Columns& columns, const uint8_t** rows, Floats* acc) {
     std::conditional_t<Format::kIsSuper, SuperKernel<Dot, Format>, BlockKernel<Dot, Format>> kernel;
-    const int32_t* x = columns.groups.data();
+    const int32_t* x = columns.groups;
     for (int c = 0; c < columns.n_columns; ++c) {
         acc[c] = Floats{};
     }

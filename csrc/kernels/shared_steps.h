@@ -110,7 +110,7 @@ void multiply_shared(const Product& product, int64_t begin, const Columns& colum
         static_cast<const uint8_t*>(product.weights) + static_cast<size_t>(o) * product.weight_stride;
     Rows rows(weights, product.weight_stride);
     const uint8_t* next = prefetch_start(weights, product.weight_stride);
-    const int32_t* x = columns.groups.data();
+    const int32_t* x = columns.groups;
     Floats sums[kMaxColumns];
     for (int c = 0; c < columns.n_columns; ++c) {
         sums[c] = zero_floats();

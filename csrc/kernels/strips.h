@@ -29,9 +29,35 @@ template <typename Format> struct SuperKernel {
     static constexpr int kRecord = record_groups(super_layout<Format>());
     static constexpr size_t kStepBytes = sizeof(typename Format::Block);
 
+    // Part by part, each used right away: a processor overlaps the unpacking of some vectors with the products of those
+    // before, but not of a whole chunk. sum: of the sub-block that the part belongs to.
+    template <int N, int chunk, int part>
+    [[gnu::always_inline]] static void add_part(Tile& tile, const SuperHead& head, Ints* raw, Ints* sum, Ints* total) {
+        constexpr int kOfSubBlock = Format::kVectors / kPartVectors; // parts
+        constexpr int s = Format::sub_block(chunk, part / kOfSubBlock);
+        Ints q[kPartVectors];
+        unpack_part<chunk, part>(Format{}, tile.rows, head, raw, q);
+        if constexpr (part % kOfSubBlock == 0) {
+            clear<N>(sum);
+        }
+        add_products<Format, N, kPartVectors>(q, tile.x + s * Format::kVectors + part % kOfSubBlock * kPartVectors,
+                                              sum);
+        if constexpr (part % kOfSubBlock == kOfSubBlock - 1) {
+            add_scaled_sums<N>(sum, head.scale[s], total);
+        }
+    }
+
     template <int N, int chunk>
     [[gnu::always_inline]] static void add_chunk(Tile& tile, const SuperHead& head, Ints* total) {
         prefetch<kLanes * kStepBytes / kChunks>(tile.next);
+        if constexpr (kHasVnni) {
+            Ints raw[kRawVectors], sum[N];
+            add_part<N, chunk, 0>(tile, head, raw, sum, total);
+            add_part<N, chunk, 1>(tile, head, raw, sum, total);
+            add_part<N, chunk, 2>(tile, head, raw, sum, total);
+            add_part<N, chunk, 3>(tile, head, raw, sum, total);
+            return;
+        }
         Ints q[kChunkVectors];
         unpack_chunk<chunk>(Format{}, tile.rows, head, q);
 #pragma GCC unroll 4
@@ -83,10 +109,25 @@ template <typename Format> struct BlockKernel {
     template <int N> [[gnu::always_inline]] static void add_step(Tile& tile, int64_t n_values, Floats* acc) {
         for (int64_t b = 0; b < n_values / kBlockSize; ++b) {
             prefetch<kLanes * kBlockBytes>(tile.next);
+            add_block<N>(tile, tile.x + b * kBlockRecord, acc);
+            tile.rows.advance(kBlockBytes);
+        }
+    }
+
+    // By halves, as K-quants by parts, where the products take longer than the unpacking: otherwise up to 0.94 as fast.
+    template <int N> [[gnu::always_inline]] static void add_block(const Tile& tile, const int32_t* x, Floats* acc) {
+        if constexpr (kHasVnni && N > 4) {
+            Ints raw[4], q[4], sum[N];
+            unpack_half<0>(Format{}, tile.rows, raw, q);
+            begin_block<N>(x, sum);
+            add_block_products<Format, N, 4>(q, x, sum);
+            unpack_half<1>(Format{}, tile.rows, raw, q);
+            add_block_products<Format, N, 4>(q, x + 4, sum);
+            finish_block<Format, N>(gather_halves(tile.rows, 0), x, sum, acc);
+        } else {
             Ints q[kBlockVectors];
             unpack(Format{}, tile.rows, q);
-            multiply_block<Format, N>(q, gather_halves(tile.rows, 0), tile.x + b * kBlockRecord, acc);
-            tile.rows.advance(kBlockBytes);
+            multiply_block<Format, N>(q, gather_halves(tile.rows, 0), x, acc);
         }
     }
 };
@@ -126,7 +167,7 @@ void multiply_outputs(const Product& product, int64_t begin, const Columns& colu
         const auto* weights = static_cast<const uint8_t*>(product.weights) + static_cast<size_t>(o) * stride;
         const Tile tile{Rows(weights, stride),
                         prefetch_start(weights, stride),
-                        columns.groups.data(),
+                        columns.groups,
                         columns.n_columns * Kernel::kRecord,
                         product.y + begin * product.y_stride + o,
                         product.y_stride};

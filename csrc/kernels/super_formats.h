@@ -102,15 +102,18 @@ struct Q6K {
     out.d = last_halves(rows);
 }
 
-template <int chunk>
-[[gnu::always_inline]] inline void unpack_chunk(Q4K, const Rows& rows, const SuperHead&, Ints* out) {
-    for (int half = 0; half < 2; ++half) {
-        Ints q[4];
-        transpose_16(rows, 16 + 32 * chunk + 16 * half, q);
-        for (int i = 0; i < 4; ++i) {
-            out[4 * half + i] = nibbles_low(q[i]);
-            out[8 + 4 * half + i] = nibbles_high(q[i]);
-        }
+// A chunk is unpacked in 4 parts of 4 vectors. What later parts need of it, transposed, stays in `raw`.
+inline constexpr int kPartVectors = 4, kParts = kChunkVectors / kPartVectors, kRawVectors = 12;
+
+// Parts 0 and 1: the low nibbles of 16 bytes each, 2 and 3: the high ones.
+template <int chunk, int part>
+[[gnu::always_inline]] inline void unpack_part(Q4K, const Rows& rows, const SuperHead&, Ints* raw, Ints* out) {
+    constexpr int half = part % 2;
+    if constexpr (part < 2) {
+        transpose_16(rows, 16 + 32 * chunk + 16 * half, raw + 4 * half);
+    }
+    for (int i = 0; i < kPartVectors; ++i) {
+        out[i] = part < 2 ? nibbles_low(raw[4 * half + i]) : nibbles_high(raw[4 * half + i]);
     }
 }
 
@@ -120,34 +123,46 @@ template <int from> [[gnu::always_inline]] inline Ints bit_to_4(Ints v) {
            all_bytes(16);
 }
 
-template <int chunk>
-[[gnu::always_inline]] inline void unpack_chunk(Q5K, const Rows& rows, const SuperHead& head, Ints* out) {
-    for (int half = 0; half < 2; ++half) {
-        Ints q[4];
-        transpose_16(rows, 48 + 32 * chunk + 16 * half, q);
-        for (int i = 0; i < 4; ++i) {
-            const Ints high = head.high[4 * half + i];
-            out[4 * half + i] = nibbles_low(q[i]) | bit_to_4<2 * chunk>(high);
-            out[8 + 4 * half + i] = nibbles_high(q[i]) | bit_to_4<2 * chunk + 1>(high);
-        }
+template <int chunk, int part>
+[[gnu::always_inline]] inline void unpack_part(Q5K, const Rows& rows, const SuperHead& head, Ints* raw, Ints* out) {
+    constexpr int half = part % 2;
+    if constexpr (part < 2) {
+        transpose_16(rows, 48 + 32 * chunk + 16 * half, raw + 4 * half);
+    }
+    for (int i = 0; i < kPartVectors; ++i) {
+        const Ints q = part < 2 ? nibbles_low(raw[4 * half + i]) : nibbles_high(raw[4 * half + i]);
+        out[i] = q | bit_to_4<2 * chunk + part / 2>(head.high[4 * half + i]);
     }
 }
 
-template <int chunk>
-[[gnu::always_inline]] inline void unpack_chunk(Q6K, const Rows& rows, const SuperHead&, Ints* out) {
+// The two high bits of a part's weights, in place.
+template <int part> [[gnu::always_inline]] inline Ints two_high_bits(Ints v) {
+    return (part < 2 ? shift_words_left(v, part < 2 ? 4 - 2 * part : 0) : shift_words_right(v, 2 * part - 4)) &
+           all_bytes(0x30);
+}
+
+template <int chunk, int part>
+[[gnu::always_inline]] inline void unpack_part(Q6K, const Rows& rows, const SuperHead&, Ints* raw, Ints* out) {
     constexpr int half = chunk / 2, side = chunk % 2; // half of 128 weights, 16 of its 32 columns of bytes
-    const Ints two = all_bytes(0x30);
-    Ints first[4], second[4], high[4];
-    transpose_16(rows, 64 * half + 16 * side, first);
-    transpose_16(rows, 64 * half + 32 + 16 * side, second);
-    transpose_16(rows, 128 + 32 * half + 16 * side, high);
-    for (int i = 0; i < 4; ++i) {
-        const Ints h = high[i];
-        out[i] = nibbles_low(first[i]) | (shift_words_left(h, 4) & two);
-        out[4 + i] = nibbles_low(second[i]) | (shift_words_left(h, 2) & two);
-        out[8 + i] = nibbles_high(first[i]) | (h & two);
-        out[12 + i] = nibbles_high(second[i]) | (shift_words_right(h, 2) & two);
+    if constexpr (part < 2) {
+        transpose_16(rows, 64 * half + 32 * part + 16 * side, raw + 4 * part);
     }
+    if constexpr (part == 0) {
+        transpose_16(rows, 128 + 32 * half + 16 * side, raw + 8);
+    }
+    for (int i = 0; i < kPartVectors; ++i) {
+        const Ints q = raw[4 * (part % 2) + i];
+        out[i] = (part < 2 ? nibbles_low(q) : nibbles_high(q)) | two_high_bits<part>(raw[8 + i]);
+    }
+}
+
+template <int chunk, typename Format>
+[[gnu::always_inline]] inline void unpack_chunk(Format, const Rows& rows, const SuperHead& head, Ints* out) {
+    Ints raw[kRawVectors];
+    unpack_part<chunk, 0>(Format{}, rows, head, raw, out);
+    unpack_part<chunk, 1>(Format{}, rows, head, raw, out + kPartVectors);
+    unpack_part<chunk, 2>(Format{}, rows, head, raw, out + 2 * kPartVectors);
+    unpack_part<chunk, 3>(Format{}, rows, head, raw, out + 3 * kPartVectors);
 }
 
 } // namespace

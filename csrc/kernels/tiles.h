@@ -25,16 +25,22 @@ template <typename Format> constexpr ColumnLayout super_layout() {
     keep_order(sum);
 }
 
-// Integer sums of one block; x: the block in the first column's record.
-template <typename Format, int N>
-[[gnu::always_inline]] inline void sum_block(const Ints* q, const int32_t* x, Ints* sum) {
+// Integer sums of one block, or of its halves one after the other: before, between and behind add_block_products().
+// x: the block in the first column's record.
+template <int N> [[gnu::always_inline]] inline void begin_block(const int32_t* x, Ints* sum) {
     constexpr int kRecord = record_groups(ColumnLayout::bytes);
 #pragma GCC unroll 8
     for (int c = 0; c < N; ++c) {
         sum[c] = kHasVnni ? broadcast(x + c * kRecord + 8) : zero_ints();
     }
+}
+
+// x: the values that meet the first of n vectors.
+template <typename Format, int N, int n>
+[[gnu::always_inline]] inline void add_block_products(const Ints* q, const int32_t* x, Ints* sum) {
+    constexpr int kRecord = record_groups(ColumnLayout::bytes);
 #pragma GCC unroll 8
-    for (int i = 0; i < kBlockVectors; ++i) {
+    for (int i = 0; i < n; ++i) {
         const Ints size = Format::kIsSigned ? sizes_of_bytes(q[i]) : q[i];
 #pragma GCC unroll 8
         for (int c = 0; c < N; ++c) {
@@ -45,49 +51,66 @@ template <typename Format, int N>
             }
         }
     }
-    if constexpr (!kHasVnni && !Format::kIsSigned) { // 16-bit sums of at most 8 * 2 * 15 * 128
-#pragma GCC unroll 8
-        for (int c = 0; c < N; ++c) {
-            sum[c] = add_ints(madd_words(sum[c], all_words(1)), broadcast(x + c * kRecord + 8));
-        }
-    }
 }
 
-// acc[c] += one block's part of the outputs.
+// acc[c] += the block's part of the outputs.
 template <typename Format, int N>
-[[gnu::always_inline]] inline void multiply_block(const Ints* q, Floats d, const int32_t* x, Floats* acc) {
-    Ints sum[N];
-    sum_block<Format, N>(q, x, sum);
+[[gnu::always_inline]] inline void finish_block(Floats d, const int32_t* x, Ints* sum, Floats* acc) {
+    constexpr int kRecord = record_groups(ColumnLayout::bytes);
 #pragma GCC unroll 8
     for (int c = 0; c < N; ++c) {
-        const Floats dx = broadcast_scale(x + c * record_groups(ColumnLayout::bytes) + kBlockRecord - 1);
+        if constexpr (!kHasVnni && !Format::kIsSigned) { // 16-bit sums of at most 8 * 2 * 15 * 128
+            sum[c] = add_ints(madd_words(sum[c], all_words(1)), broadcast(x + c * kRecord + 8));
+        }
+        const Floats dx = broadcast_scale(x + c * kRecord + kBlockRecord - 1);
         acc[c] = fmadd(to_floats(sum[c]), mul(d, dx), acc[c]);
     }
 }
 
-// total[c] += the sub-block's products times their scale, all columns beside each other: they hide each other's
-// latency.
 template <typename Format, int N>
-[[gnu::always_inline]] inline void multiply_beside(const Ints* w, Ints scale, const int32_t* x, Ints* total) {
-    constexpr int kRecord = record_groups(super_layout<Format>());
+[[gnu::always_inline]] inline void multiply_block(const Ints* q, Floats d, const int32_t* x, Floats* acc) {
     Ints sum[N];
+    begin_block<N>(x, sum);
+    add_block_products<Format, N, kBlockVectors>(q, x, sum);
+    finish_block<Format, N>(d, x, sum, acc);
+}
+
+// sum[c] += the products of n vectors, all columns beside each other: they hide each other's latency.
+template <typename Format, int N, int n>
+[[gnu::always_inline]] inline void add_products(const Ints* w, const int32_t* x, Ints* sum) {
+    constexpr int kRecord = record_groups(super_layout<Format>());
 #pragma GCC unroll 8
-    for (int c = 0; c < N; ++c) {
-        sum[c] = zero_ints();
-    }
-#pragma GCC unroll 8
-    for (int i = 0; i < Format::kVectors; ++i) {
+    for (int i = 0; i < n; ++i) {
         const Ints weights = w[i];
 #pragma GCC unroll 8
         for (int c = 0; c < N; ++c) {
             add_byte_products(sum[c], weights, x + c * kRecord + i);
         }
     }
+}
+
+template <int N> [[gnu::always_inline]] inline void clear(Ints* sum) {
+#pragma GCC unroll 8
+    for (int c = 0; c < N; ++c) {
+        sum[c] = zero_ints();
+    }
+}
+
+template <int N> [[gnu::always_inline]] inline void add_scaled_sums(const Ints* sum, Ints scale, Ints* total) {
 #pragma GCC unroll 8
     for (int c = 0; c < N; ++c) {
         total[c] = add_ints(total[c], kHasVnni ? mul_ints(sum[c], scale) : madd_words(sum[c], scale));
         keep_order(total[c]);
     }
+}
+
+// total[c] += the sub-block's products times their scale.
+template <typename Format, int N>
+[[gnu::always_inline]] inline void multiply_beside(const Ints* w, Ints scale, const int32_t* x, Ints* total) {
+    Ints sum[N];
+    clear<N>(sum);
+    add_products<Format, N, Format::kVectors>(w, x, sum);
+    add_scaled_sums<N>(sum, scale, total);
 }
 
 // The same column after column, where no more than kDepth vectors add up in 16 bits: those, one sum and the totals of 8
@@ -131,7 +154,8 @@ template <typename Format> [[gnu::always_inline]] inline Ints sum_mins(const Sup
     Ints offset = madd_words(head.mins[0], broadcast(sums));
 #pragma GCC unroll 8
     for (int s = 1; s < Format::kSums; ++s) {
-        offset = add_ints(offset, madd_words(head.mins[s], broadcast(sums + s)));
+        offset = kHasVnni ? dot_word_group(offset, head.mins[s], sums + s)
+                          : add_ints(offset, madd_words(head.mins[s], broadcast(sums + s)));
     }
     return offset;
 }

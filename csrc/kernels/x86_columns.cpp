@@ -109,21 +109,22 @@ bool has_avx512_vnni() {
            __builtin_cpu_supports("avx512vnni");
 }
 
-void prepare_x86(const Product& product, int64_t begin, Columns& columns) {
+void prepare_x86(const Product& product, int64_t begin, const Columns& columns, Part part) {
     const bool is_super = columns.layout != ColumnLayout::bytes;
-    const int32_t weight_offset = product.type == WeightType::q4_0 ? 8 : 128; // as unpack() adds it
-    int32_t* out = columns.groups.data();
-    for (int64_t k = 0; k < columns.n_values; k += kSuperBlockSize) {
+    const int32_t offset = weight_offset(product.type);
+    const int64_t n_steps = (columns.n_values + kSuperBlockSize - 1) / kSuperBlockSize;
+    const int64_t n_records = n_steps * columns.n_columns, end = part.end(n_records);
+    for (int64_t r = part.begin(n_records); r < end; ++r) {
+        const int64_t k = r / columns.n_columns * kSuperBlockSize;
         const int64_t n_values = columns.n_values - k < kSuperBlockSize ? columns.n_values - k : kSuperBlockSize;
-        for (int c = 0; c < columns.n_columns; ++c, out += record_groups(columns.layout)) {
-            const float* x = product.x + (begin + c) * product.x_stride + k;
-            if (is_super) {
-                put_super(x, columns.layout, out);
-                continue;
-            }
-            for (int64_t b = 0; b < n_values / kBlockSize; ++b) {
-                put_block(x + b * kBlockSize, weight_offset, out + b * kBlockRecord);
-            }
+        const float* x = product.x + (begin + r % columns.n_columns) * product.x_stride + k;
+        int32_t* out = columns.groups + r * record_groups(columns.layout);
+        if (is_super) {
+            put_super(x, columns.layout, out);
+            continue;
+        }
+        for (int64_t b = 0; b < n_values / kBlockSize; ++b) {
+            put_block(x + b * kBlockSize, offset, out + b * kBlockRecord);
         }
     }
 }
