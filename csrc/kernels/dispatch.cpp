@@ -28,6 +28,7 @@ std::atomic<const Isa*>& chosen_isa() {
 const Isa* isa() { return chosen_isa().load(std::memory_order_relaxed); }
 
 std::atomic<bool> enabled_products{true};
+std::atomic<uint64_t> foreign_attention{0};
 
 // More columns of BF16 are ggml's: it multiplies them in bf16, which is faster for a prompt.
 constexpr int64_t kMostBf16Columns = 32;
@@ -151,6 +152,9 @@ bool set_instruction_set(std::string_view name) {
 
 void set_enabled(bool enabled) { enabled_products.store(enabled, std::memory_order_relaxed); }
 bool is_enabled() { return enabled_products.load(std::memory_order_relaxed); }
+
+uint64_t n_foreign_attention() { return foreign_attention.load(std::memory_order_relaxed); }
+void count_foreign_attention() { foreign_attention.fetch_add(1, std::memory_order_relaxed); }
 
 bool covers(WeightType type) { return isa() != nullptr && (!is_float(type) || isa()->multiply_floats != nullptr); }
 
