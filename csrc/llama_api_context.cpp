@@ -1,11 +1,13 @@
 // One llama.cpp context: batches in, logits, states and layer inputs out.
 #include "kernels/kernels.h"
 #include "llama_api_impl.h"
+#include "thread_choice.h"
 
 #include "llama-kv-cache.h"
 
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <limits>
 
 namespace dspark {
@@ -19,6 +21,9 @@ struct Context::Impl {
     std::vector<bool> has_output;
     std::vector<bool> is_tapped;
     std::vector<int32_t> n_shared; // by sequence: cells before this position may belong to others too
+    bool may_choose_threads = false;
+    ThreadChoice token_threads;
+    ThreadChoice feature_threads;
 
     ~Impl() {
         if (batch != nullptr) {
@@ -96,16 +101,33 @@ Context::Context(std::shared_ptr<Model> model, const ContextOptions& options, Co
     impl_->n_positions = llama_model_rope_type(model_->impl().model) == LLAMA_ROPE_TYPE_MROPE ? 4 : 1;
     impl_->is_tapped.assign(static_cast<size_t>(model_->n_layer()) + 1, false);
     impl_->n_shared.assign(static_cast<size_t>(options.n_sequences), 0);
+    impl_->may_choose_threads = model_->uses_kernels() && llama_model_n_devices(model_->impl().model) == 0 &&
+                                std::max(options.n_threads, options.n_threads_batch) > 1;
 }
 
 Context::~Context() = default;
 
 namespace {
 
-void run(Context::Impl& impl, const Model& model) {
+// The number of threads depends on time, which no text may: where a sum's order follows it (ggml's attention), it is
+// left as it is from the first pass on.
+int32_t process(Context::Impl& impl, int32_t n_rows, ThreadChoice& threads) {
+    const bool is_alone = impl.may_choose_threads && threads.is_alone(n_rows);
+    llama_set_n_threads(impl.context, is_alone ? 1 : impl.options.n_threads,
+                        is_alone ? 1 : impl.options.n_threads_batch);
+    const uint64_t n_foreign = kernels::n_foreign_attention();
+    const auto begin = std::chrono::steady_clock::now();
+    const int32_t status = llama_process(impl.context, LLAMA_PROCESS_TYPE_DECODE, impl.batch);
+    const std::chrono::duration<double, std::milli> ms = std::chrono::steady_clock::now() - begin;
+    impl.may_choose_threads &= kernels::n_foreign_attention() == n_foreign;
+    threads.observe(n_rows, ms.count());
+    return status;
+}
+
+void run(Context::Impl& impl, const Model& model, int32_t n_rows, ThreadChoice& threads) {
     clear_error();
     kernels::set_enabled(model.impl().use_kernels);
-    const int32_t status = llama_process(impl.context, LLAMA_PROCESS_TYPE_DECODE, impl.batch);
+    const int32_t status = process(impl, n_rows, threads);
     if (status == 0) {
         return;
     }
@@ -149,7 +171,7 @@ void Context::decode_tokens(std::span<const BatchRow> rows) {
                           " rows may have outputs, got " + std::to_string(n_outputs));
     }
     impl.n_rows = static_cast<int32_t>(rows.size());
-    run(impl, *model_);
+    run(impl, *model_, impl.n_rows, impl.token_threads);
 }
 
 void Context::decode_features(std::span<const float> features, std::span<const int32_t> positions,
@@ -175,7 +197,7 @@ void Context::decode_features(std::span<const float> features, std::span<const i
     // With embeddings on, llama.cpp makes an output, V floats wide, of every row: off while injecting.
     llama_set_embeddings(impl.context, outputs);
     try {
-        run(impl, *model_);
+        run(impl, *model_, static_cast<int32_t>(n_rows), impl.feature_threads);
     } catch (...) {
         llama_set_embeddings(impl.context, impl.options.embeddings);
         throw;

@@ -31,6 +31,7 @@ const Isa* isa() { return chosen_isa().load(std::memory_order_relaxed); }
 std::atomic<bool> enabled_products{true};
 std::atomic<bool> enabled_groups{true};
 std::atomic<int> grouped_nodes{0};
+std::atomic<uint64_t> foreign_attention{0};
 
 // More columns of BF16 are ggml's: it multiplies them in bf16, which is faster for a prompt.
 constexpr int64_t kMostBf16Columns = 32;
@@ -179,6 +180,9 @@ bool are_groups_enabled() { return enabled_groups.load(std::memory_order_relaxed
 
 void note_grouped_nodes(int n) { grouped_nodes.store(n, std::memory_order_relaxed); }
 int n_grouped_nodes() { return grouped_nodes.load(std::memory_order_relaxed); }
+
+uint64_t n_foreign_attention() { return foreign_attention.load(std::memory_order_relaxed); }
+void count_foreign_attention() { foreign_attention.fetch_add(1, std::memory_order_relaxed); }
 
 bool covers(WeightType type) { return isa() != nullptr && (!is_float(type) || isa()->multiply_floats != nullptr); }
 

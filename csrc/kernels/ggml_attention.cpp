@@ -72,5 +72,8 @@ extern "C" void ggml_compute_forward_flash_attn_ext(const ggml_compute_params* p
         dspark::kernels::attend(describe(params, dst))) {
         return;
     }
+    if (params->ith == 0) {
+        dspark::kernels::count_foreign_attention();
+    }
     ggml_upstream_flash_attn_ext(params, dst);
 }

@@ -58,6 +58,10 @@ void set_enabled(bool enabled);
 void set_groups_enabled(bool enabled);
 [[nodiscard]] bool are_groups_enabled();
 
+// How often ggml's attention ran in place of ours: its sums may depend on the number of threads.
+[[nodiscard]] uint64_t n_foreign_attention();
+void count_foreign_attention();
+
 [[nodiscard]] bool covers(WeightType type);       // with the instruction set in use
 [[nodiscard]] std::string_view instruction_set(); // in use: avx512, neon i8mm, ...; none: nothing is covered
 [[nodiscard]] std::vector<std::string_view> instruction_sets(); // of this machine, the best first

@@ -196,7 +196,8 @@ class EngineConfig:
     n_gpu_layers : int
         Layers kept on the GPU; -1 is all of them.
     n_threads, n_threads_batch : int
-        Threads for decoding and for prefill; 0 leaves their number to the engine.
+        Most threads for decoding and for prefill; 0 leaves their number to the engine. Passes so short that one thread
+        is faster run with one.
     n_batch : int
         Most rows of one forward pass of the target.
     kv_type : {"f16", "f32", "bf16", "q8_0", "q4_0"}
