@@ -5,13 +5,37 @@
 
 #include <algorithm>
 #include <array>
+#include <functional>
+#include <span>
+#include <utility>
 
 namespace dspark {
 
 namespace {
 
 constexpr int32_t kPromptRows = 8; // what every sequence holds before a pass is timed
-constexpr int32_t kMostRepeats = 7;
+constexpr int32_t kFewRepeats = 7; // more while a third of the budget is not spent
+constexpr int32_t kMostRepeats = 15;
+constexpr double kSmallPass = 5; // ms: up to here what lies around a pass shows in its time
+constexpr int32_t kSettling = 4; // plain passes before one is timed, see StepCosts
+
+// Sizes that are timed in turns, and what they took.
+struct Sweep {
+    std::vector<int32_t> sizes;
+    double end_ms; // the first round leaves out what begins later, from the largest sizes on
+    std::function<double(int32_t)> time;
+    std::vector<std::vector<double>> samples = {};
+
+    // The median of each size.
+    [[nodiscard]] CostPoints points() {
+        CostPoints medians;
+        for (size_t i = 0; i < samples.size(); ++i) {
+            std::sort(samples[i].begin(), samples[i].end());
+            medians.emplace_back(sizes[i], samples[i][samples[i].size() / 2]);
+        }
+        return medians;
+    }
+};
 
 class Measurement {
   public:
@@ -45,36 +69,43 @@ class Measurement {
         fill_sequences(options_.n_sequences);
         settle();
         const double budget = options_.budget_ms;
-        curves_.plain = sweep(request_sizes(), budget * 0.15, [&](int32_t n) { return time_plain(n); });
-        curves_.verify = sweep(verify_sizes(), budget * (drafter_ != nullptr ? 0.55 : 0.6),
-                               [&](int32_t n) { return time_behind_draft(n); });
-        measure_rebuild();
+        std::vector<Sweep> sweeps{{request_sizes(), budget * 0.15, [&](int32_t n) { return time_plain(n); }},
+                                  {verify_sizes(), budget * (drafter_ != nullptr ? 0.55 : 0.6),
+                                   [&](int32_t n) { return time_behind_draft(n); }}};
         if (drafter_ != nullptr) {
-            curves_.draft = sweep(request_sizes(), budget * 0.7, [&](int32_t n) { return time_draft(n); });
+            sweeps.push_back({request_sizes(), budget * 0.7, [&](int32_t n) { return time_draft(n); }});
         }
+        run_in_turns(sweeps, sweeps.back().end_ms);
+        curves_.plain = sweeps[0].points();
+        curves_.verify = sweeps[1].points();
+        curves_.draft = drafter_ != nullptr ? sweeps[2].points() : CostPoints();
+        measure_rebuild();
         measure_prefill(budget * 0.9);
         measure_context();
     }
 
-    template <typename Time> CostPoints sweep(const std::vector<int32_t>& sizes, double end_ms, Time time) {
-        std::vector<std::vector<double>> samples(sizes.size());
-        size_t n_sizes = sizes.size();
-        for (int32_t repeat = 0; repeat < kMostRepeats && (repeat == 0 || elapsed_ms() < end_ms); ++repeat) {
-            for (size_t i = 0; i < n_sizes; ++i) {
-                // The first two sizes are always timed; a curve needs a start and a slope.
-                if (i >= 2 && elapsed_ms() > end_ms) {
-                    n_sizes = repeat == 0 ? i : n_sizes;
-                    break;
+    // One round of each after the other, so that a slow second of the machine is one of all curves: they are compared.
+    void run_in_turns(std::span<Sweep> sweeps, double end_ms) {
+        for (Sweep& sweep : sweeps) {
+            run_first(sweep);
+        }
+        for (int32_t repeat = 1; repeat < kMostRepeats && elapsed_ms() < end_ms; ++repeat) {
+            if (repeat >= kFewRepeats && elapsed_ms() > options_.budget_ms / 3) {
+                return;
+            }
+            for (Sweep& sweep : sweeps) {
+                for (size_t i = 0; i < sweep.samples.size() && (i < 2 || elapsed_ms() < end_ms); ++i) {
+                    sweep.samples[i].push_back(sweep.time(sweep.sizes[i]));
                 }
-                samples[i].push_back(time(sizes[i]));
             }
         }
-        CostPoints points;
-        for (size_t i = 0; i < n_sizes; ++i) {
-            std::sort(samples[i].begin(), samples[i].end());
-            points.emplace_back(sizes[i], samples[i][samples[i].size() / 2]);
+    }
+
+    // The first two sizes are always timed; a curve needs a start and a slope.
+    void run_first(Sweep& sweep) {
+        for (size_t i = 0; i < sweep.sizes.size() && (i < 2 || elapsed_ms() <= sweep.end_ms); ++i) {
+            sweep.samples.push_back({sweep.time(sweep.sizes[i])});
         }
-        return points;
     }
 
     [[nodiscard]] double elapsed_ms() const { return milliseconds_since(begin_); }
@@ -172,8 +203,12 @@ class Measurement {
     }
 
     double time_plain(int32_t n) {
-        (void)time_rows(n, true);
-        return time_rows(n, true);
+        double ms = time_rows(n, true);
+        const int32_t n_before = ms < kSmallPass ? kSettling : 1;
+        for (int32_t i = 0; i < n_before; ++i) {
+            ms = time_rows(n, true);
+        }
+        return ms;
     }
 
     double time_behind_draft(int32_t n) {
@@ -185,12 +220,11 @@ class Measurement {
 
     // In turns with passes of one row less. Of large models it is less than their passes vary by.
     void measure_rebuild() {
-        constexpr double kMostPass = 5; // ms
         const auto [n, pass_ms] = curves_.verify[std::min<size_t>(kPromptRows, curves_.verify.size()) - 1];
-        if (drafter_ == nullptr || pass_ms > kMostPass || n < 2) {
+        if (drafter_ == nullptr || pass_ms > kSmallPass || n < 2) {
             return;
         }
-        std::array<double, kMostRepeats> samples{};
+        std::array<double, kFewRepeats> samples{};
         for (double& ms : samples) {
             (void)time_behind_draft(n - 1);
             ms = time_behind_draft(n) - time_behind_draft(n);
@@ -262,7 +296,9 @@ class Measurement {
         std::vector<int32_t> sizes{1, 2, 4, 8};
         std::erase_if(sizes, [&](int32_t n) { return n > options_.n_batch; });
         fill_sequences(1);
-        curves_.prefill = sweep(sizes, end_ms, [&](int32_t n) { return time_rows(n, false); });
+        Sweep sweep{sizes, end_ms, [&](int32_t n) { return time_rows(n, false); }};
+        run_in_turns({&sweep, 1}, end_ms);
+        curves_.prefill = sweep.points();
         if (drafter_ != nullptr) {
             measure_injection(end_ms);
         }

@@ -12,6 +12,8 @@ namespace {
 constexpr int32_t kTrustedSamples = 3; // a size nobody measured at load counts from here on
 constexpr int32_t kLoadWeight = 3;     // samples that the value from load counts for
 constexpr int32_t kGuessWeight = 2;    // samples that the interpolated value counts for: outliers alone teach nothing
+constexpr double kCliff = 1.5;         // times as dear as the next larger size: no noise
+constexpr int32_t kMostWeight = 8;     // passes that a size counts for beside its neighbours, the value from load for 1
 
 } // namespace
 
@@ -107,17 +109,37 @@ void CostCurve::observe(int32_t size, double ms) {
         }
     }
     point.samples.push(ms);
-    point.is_trusted = point.is_trusted || ++point.n_seen >= kTrustedSamples;
+    ++point.n_seen;
+    point.is_trusted = point.is_trusted || point.n_seen >= kTrustedSamples;
     refresh();
 }
 
 void CostCurve::refresh() {
     known_.clear();
+    pools_.clear();
     for (const auto& [size, point] : points_) {
         if (point.is_trusted) {
-            known_.emplace_back(size, point.samples.median());
+            pool({point.samples.median(), 1.0 + std::min(point.n_seen, kMostWeight), known_.size()});
+            known_.emplace_back(size, pools_.back().ms);
+            std::for_each(known_.begin() + static_cast<std::ptrdiff_t>(pools_.back().begin), known_.end(),
+                          [&](auto& known) { known.second = pools_.back().ms; });
         }
     }
+}
+
+// A pass is hardly ever cheaper than a smaller one: where medians say so they are mostly noise, and the sizes from the
+// dear one to the cheap one answer with their mean, weighted by how often each was seen (pool adjacent violators).
+// Cliffs stay, those upwards and those where other kernels begin, as on GPUs.
+void CostCurve::pool(Pool added) {
+    const auto is_noise = [](double dear_ms, double cheap_ms) {
+        return dear_ms > cheap_ms && dear_ms < kCliff * cheap_ms;
+    };
+    for (; !pools_.empty() && is_noise(pools_.back().ms, added.ms); pools_.pop_back()) {
+        const Pool& last = pools_.back();
+        const double weight = last.weight + added.weight;
+        added = {(last.ms * last.weight + added.ms * added.weight) / weight, weight, last.begin};
+    }
+    pools_.push_back(added);
 }
 
 double CostCurve::at(int32_t size) const {

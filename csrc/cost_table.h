@@ -1,9 +1,9 @@
 // What a forward pass costs on this machine: T_verify(B), T_prefill(P), T_draft(R), measured at load, corrected by the
 // steps that were really timed. Owns: the curves. Must not know: models, requests, clocks. Engine thread only.
 //
-// Curves stay jagged: a size that was timed has its own value, nothing is fitted through cliffs; sizes in between are
+// Curves stay jagged: a size that was timed has its own value, cliffs upwards included; sizes in between are
 // interpolated, sizes beyond continue the last slope. Four disturbances are told apart:
-//   - noise: every size keeps its last samples and answers with their median;
+//   - noise: every size keeps its last samples and answers with their median, which is never below a smaller size's;
 //   - a machine that is slower now (load, heat): the median ratio of recent passes to their estimate scales all sizes;
 //     a sample waits until as many ratios after it as before it are known, so that a size does not take the change of
 //     the whole machine for its own;
@@ -97,10 +97,17 @@ class CostCurve {
         int32_t n_seen = 0;
         bool is_trusted = false; // measured at load, or seen often enough
     };
+    struct Pool { // sizes that answer alike
+        double ms;
+        double weight;
+        size_t begin; // the first one, as an index of known_
+    };
     void refresh();
+    void pool(Pool added);
 
     std::map<int32_t, Point> points_;
-    CostPoints known_; // medians of the trusted ones, read several times a step
+    std::vector<Pool> pools_; // scratch
+    CostPoints known_;        // medians of the trusted ones, read several times a step
 };
 
 inline constexpr int32_t kBaseCells = 512; // cells of bucket 0; every further bucket doubles
@@ -184,6 +191,9 @@ class CostTable {
     void observe_verify(const PassShape& pass, double ms);
     void observe_draft(int32_t n_blocks, const ContextLoad& context, double ms);
     void observe_inject(int32_t n_rows, double ms);
+
+    // What a verify pass of the shape of the one before saves.
+    [[nodiscard]] double rebuild_ms() const { return rebuild_ms_ * slowdown(true); }
 
     // The curves with what was learned, at the speed of load time.
     [[nodiscard]] CostCurves curves() const;

@@ -24,9 +24,8 @@ CostCurves Engine::measure_costs(double budget_ms) {
     options.n_batch = options_.n_batch;
     options.n_cells = options_.n_ctx;
     options.budget_ms = budget_ms;
-    const CostCurves curves = dspark::measure_costs(*target_, drafter_.get(), options);
-    scheduler_->set_costs(curves);
-    return curves;
+    scheduler_->set_costs(dspark::measure_costs(*target_, drafter_.get(), options));
+    return scheduler_->costs().curves();
 }
 
 CostCurves Engine::costs() const {

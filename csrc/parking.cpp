@@ -7,11 +7,12 @@ namespace dspark {
 
 namespace {
 
-constexpr int32_t kParkedSteps = 8;   // steps between two looks at requests that are all parked
-constexpr double kSureSpeedup = 2;    // no plain step is that much faster than it was
-constexpr double kTrustMemory = 0.97; // a drafted step
-constexpr double kTrustFades = 0.99;  // a parked step: conditions change
-constexpr double kTrustTokens = 100;  // that a promise is taken as kept for before steps show it
+constexpr int32_t kParkedSteps = 8;    // steps between two looks at requests that are all parked
+constexpr int32_t kComparedSteps = 16; // plain steps that are run to compare: the first ones are slow (step_costs.h)
+constexpr double kSureSpeedup = 2;     // no plain step is that much faster than it was
+constexpr double kTrustMemory = 0.97;  // a drafted step
+constexpr double kTrustFades = 0.99;   // a parked step: conditions change
+constexpr double kTrustTokens = 100;   // that a promise is taken as kept for before steps show it
 
 } // namespace
 
@@ -27,7 +28,7 @@ bool Parking::goes_on(std::span<const Proposal> proposals) {
 
 void Parking::note(std::span<const Proposal> proposals, const StepLoad& load) {
     parked_.clear();
-    n_steps_ = kParkedSteps - 1;
+    n_steps_ = (std::exchange(is_comparing_, false) ? kComparedSteps : kParkedSteps) - 1;
     if (load.n_prefill_rows > 0) {
         return; // other costs
     }
@@ -43,10 +44,11 @@ void Parking::note(std::span<const Proposal> proposals, const StepLoad& load) {
 }
 
 bool Parking::compares(double promised_speedup, double plain_ms) {
-    if (promised_speedup > kSureSpeedup || credit_ms_ < kParkedSteps * plain_ms * (promised_speedup - 1)) {
+    if (promised_speedup > kSureSpeedup || credit_ms_ < kComparedSteps * plain_ms * (promised_speedup - 1)) {
         return false;
     }
-    return std::exchange(credit_ms_, 0) > 0;
+    is_comparing_ = std::exchange(credit_ms_, 0) > 0;
+    return is_comparing_;
 }
 
 double Trust::share() const { return std::min(1.0, (n_kept_ + kTrustTokens) / (n_promised_ + kTrustTokens)); }

@@ -16,7 +16,7 @@ class Parking {
   public:
     // Whether this step needs no look.
     [[nodiscard]] bool goes_on(std::span<const Proposal> proposals);
-    // What a look decided.
+    // What a look decided; of plain steps to compare with there are more.
     void note(std::span<const Proposal> proposals, const StepLoad& load);
     // Whether it is time for plain steps although drafting is said to pay, promised_speedup times as fast: while drafts
     // go on, nothing shows what plain steps take by now.
@@ -28,6 +28,7 @@ class Parking {
 
     std::vector<uint64_t> parked_; // the requests of the step before, if all were parked
     int32_t n_steps_ = 0;          // that they go on so
+    bool is_comparing_ = false;    // this step begins plain steps to compare with
     double credit_ms_ = 0;
 };
 

@@ -19,7 +19,8 @@ Proposal* Probing::longest_unprobed(std::span<Proposal> proposals, std::span<con
     Proposal* candidate = nullptr;
     std::ptrdiff_t oldest = 0;
     for (const size_t i : members) {
-        if (proposals[i].decision != DraftDecision::parked) {
+        const bool is_ending = proposals[i].most >= proposals[i].n_left - 1; // less than a block: it would tell little
+        if (proposals[i].decision != DraftDecision::parked || is_ending) {
             continue;
         }
         const auto found = std::find(probed_.begin(), probed_.end(), proposals[i].key.request_id);

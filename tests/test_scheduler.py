@@ -267,3 +267,29 @@ def test_nothing_is_known_and_nothing_breaks() -> None:
         bound.schedule([[]])
         bound.observe_step(n_drafting=0, n_drafted_rows=0, n_committed=1, draft_ms=0, verify_ms=1, total_ms=1)
     assert bound.speedup == pytest.approx(1, abs=1e-9)
+
+
+def test_plain_steps_count_once_they_have_settled() -> None:
+    """The first ones behind others take longer: drafts are not weighed against them."""
+    given = curves(Setting("linear", 0.9, draft_share=0.2)) | {"plain": [(1, 26.0)]}
+    bound = _scheduling.Scheduler(costs=given, block_size=BLOCK)
+
+    def run(n_steps: int, *verify_ms: float) -> None:
+        for step in range(n_steps):
+            bound.select([{"id": 1, "policy": "off"}])
+            ms = verify_ms[min(step, len(verify_ms) - 1)]
+            bound.observe_step(
+                n_drafting=0, n_drafted_rows=0, n_committed=1, draft_ms=0, verify_ms=ms, total_ms=ms
+            )  # fmt: skip
+
+    for _ in range(20):
+        bound.select([{"id": 1, "policy": "fixed:1"}])
+        bound.observe_step(
+            n_drafting=1, n_drafted_rows=1, n_committed=2, draft_ms=5.2, verify_ms=42, total_ms=47.2
+        )  # fmt: skip
+        run(4, 26.0, 60.0, 60.0, 60.0)
+    bound.select([{"id": 1}])
+    assert bound.outlook[2] == pytest.approx(26, rel=0.1)
+    run(12, 60.0)
+    bound.select([{"id": 1}])
+    assert bound.outlook[2] == pytest.approx(60, rel=0.1)
