@@ -229,13 +229,13 @@ void DistributionBuilder::collect_top_k(std::span<const float> logits, int32_t k
     scan_groups(logits);
     const auto n_wanted = static_cast<size_t>(std::max(k, 0));
     find_maxima(logits, n_wanted);
-    collect_at_least(logits, n_wanted > 0 && n_wanted <= order_.size() ? kth_largest(n_wanted) : -kInf);
+    collect_at_least(logits, n_wanted > 0 && n_wanted <= order_.size() ? kth_largest(order_, n_wanted, keys_) : -kInf);
     if (n_wanted == 0) {
         ranked_.clear();
     } else if (n_wanted < ranked_.size()) {
         order_.clear();
         std::transform(ranked_.begin(), ranked_.end(), std::back_inserter(order_), [](Ranked r) { return r.weight; });
-        const float least = kth_largest(n_wanted);
+        const float least = kth_largest(order_, n_wanted, keys_);
         const auto is_above = [&](Ranked r) { return r.weight > least; };
         auto n_ties = static_cast<std::ptrdiff_t>(n_wanted) - std::count_if(ranked_.begin(), ranked_.end(), is_above);
         size_t n_kept = 0;
@@ -246,13 +246,6 @@ void DistributionBuilder::collect_top_k(std::span<const float> logits, int32_t k
         }
         ranked_.resize(n_kept);
     }
-}
-
-// Of order_, which is shuffled; k from 1.
-float DistributionBuilder::kth_largest(size_t k) {
-    const auto kth = order_.begin() + static_cast<std::ptrdiff_t>(k - 1);
-    std::nth_element(order_.begin(), kth, order_.end(), std::greater<>());
-    return *kth;
 }
 
 void DistributionBuilder::select_top_k(std::span<const float> logits, int32_t k, Candidates& out) {

@@ -133,7 +133,6 @@ class DistributionBuilder {
     void collect_at_least(std::span<const float> logits, float threshold);
     void find_maxima(std::span<const float> logits, size_t k);
     void collect_top_k(std::span<const float> logits, int32_t k);
-    [[nodiscard]] float kth_largest(size_t k);
     void collect_weights(std::span<const float> logits, float threshold);
     void keep_best(int32_t top_k);
     void keep_mass(double wanted);
@@ -145,7 +144,8 @@ class DistributionBuilder {
     std::vector<float> adjusted_;  // (n_vocab,) a copy, only when bias or penalties apply
     std::vector<float> weights_;   // (n_vocab,) exp((logit - max) / T)
     std::vector<float> group_max_; // one maximum per group of neighbouring logits
-    std::vector<float> order_;     // scratch of kth_largest
+    std::vector<float> order_;     // of which the k-th largest is looked for
+    std::vector<int32_t> keys_;    // scratch of kth_largest
     std::vector<Ranked> ranked_;   // candidates under selection
     std::vector<Ranked> boundary_; // those among which top_p cuts
     Candidates selected_;

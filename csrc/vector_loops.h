@@ -68,6 +68,44 @@ inline bool max_groups(const float* x, size_t n, float* maxima) {
     return std::all_of(n_bad, n_bad + kLanes, [](int32_t bad) { return bad == 0; }) && is_below_infinity(x, n_rest);
 }
 
+// Floats (no NaN) as integers of the same order, and back; -0 counts as less than 0.
+inline int32_t flip_order(int32_t bits) { return bits ^ ((bits >> 31) & std::numeric_limits<int32_t>::max()); }
+
+inline size_t count_at_least(std::span<const int32_t> keys, int32_t least) {
+    int32_t n = 0;
+    for (const int32_t key : keys) {
+        n += key >= least ? 1 : 0;
+    }
+    return static_cast<size_t>(n);
+}
+
+// The k-th largest of x, k in 1 .. x.size(); no NaN. Halves the range that holds it: counting is one instruction for
+// kLanes values, where partitioning mispredicts a branch for every other value.
+inline float kth_largest(std::span<const float> x, size_t k, std::vector<int32_t>& keys) {
+    keys.resize(x.size());
+    int32_t low = std::numeric_limits<int32_t>::max();
+    int32_t high = std::numeric_limits<int32_t>::min();
+    for (size_t i = 0; i < x.size(); ++i) {
+        keys[i] = flip_order(std::bit_cast<int32_t>(x[i]));
+        low = keys[i] < low ? keys[i] : low;
+        high = keys[i] > high ? keys[i] : high;
+    }
+    while (low < high) { // at least k keys reach low, fewer exceed high
+        const auto width = static_cast<uint32_t>(high) - static_cast<uint32_t>(low);
+        const auto middle = static_cast<int32_t>(static_cast<uint32_t>(low) + width / 2 + width % 2);
+        const size_t n = count_at_least(keys, middle);
+        low = n >= k ? middle : low;
+        high = n < k ? middle - 1 : high;
+        if (n == k) { // the least of these
+            for (const int32_t key : keys) {
+                high = key >= middle && key < high ? key : high;
+            }
+            low = high;
+        }
+    }
+    return std::bit_cast<float>(flip_order(low));
+}
+
 // exp for x <= 0 (no NaN), within 2e-7 relative; 0 below -87, where float exp would leave the normal range. Adding 1.5
 // * 2^23 rounds to an integer and leaves it in the low mantissa bits, from where it is shifted into an exponent; the
 // rest is Taylor's series on |r| <= ln(2) / 2, whose first dropped term is 5e-9. The range test compares bits (among

@@ -150,6 +150,25 @@ void test_selection() {
     CHECK(std::fabs(top_logprobs(ties, 5, 2).chosen + std::log(3000.0f)) < 1e-5f);
 }
 
+void test_kth_largest() {
+    std::vector<int32_t> scratch;
+    for (const size_t n : {1, 2, 15, 16, 100, 1000}) {
+        for (const float step : {100.0F, 1.0F, 1e-6F}) { // all tied, many, none
+            std::vector<float> x = noise(n, 5);
+            std::ranges::transform(x, x.begin(), [&](float value) { return step * std::round(value / step); });
+            x[n / 2] = -kInf;
+            x[n / 3] = -0.0F;
+            std::vector<float> sorted = x;
+            std::sort(sorted.rbegin(), sorted.rend());
+            for (size_t k = 1; k <= n; k += 1 + n / 7) {
+                CHECK(kth_largest(x, k, scratch) == sorted[k - 1]);
+            }
+            CHECK(kth_largest(x, n, scratch) == sorted[n - 1]);
+        }
+    }
+    CHECK(kth_largest(std::vector<float>(40, -kInf), 7, scratch) == -kInf);
+}
+
 void test_counts() {
     TokenCounts counts;
     counts.push_prompt(3);
@@ -365,6 +384,7 @@ int main() {
     test_random();
     test_distributions();
     test_selection();
+    test_kth_largest();
     test_counts();
     test_verification();
     test_heads();
