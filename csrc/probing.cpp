@@ -12,9 +12,6 @@ constexpr double kFirstShare = 0.012; // before the first one failed, half of it
 constexpr double kLeastShare = 0.001;
 constexpr int32_t kRemembered = 3; // failed probes that still count once drafting has paid
 constexpr double kMostCredit = 2;  // probes
-// Times its cost a probe must have gained to show that the next may: one draft between plain steps takes longer than it
-// is estimated to.
-constexpr double kClearly = 1.5;
 
 } // namespace
 
@@ -54,7 +51,7 @@ void Probing::begin(Proposal& candidate, int32_t length, double token_ms) {
 // What it really gained is given back: a probe that paid was no loss, one that was expected to and did not is one.
 void Probing::settle(int32_t n_accepted) {
     credit_ms_ += n_accepted * token_ms_;
-    if (n_accepted * token_ms_ >= kClearly * cost_ms_) {
+    if (n_accepted * token_ms_ >= cost_ms_) {
         n_failed_ /= 2;
     }
 }

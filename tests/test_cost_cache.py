@@ -10,12 +10,13 @@ from typing import Any, cast
 
 import pytest
 from dspark_cpp import _core, cost_cache
+from dspark_cpp.config import EngineConfig
 from dspark_cpp.cost_cache import CostCache, cache_folder
 
 CURVES = cast(
     "_core.CostCurves",
-    {"verify": [(1, 24.0), (2, 46.5)], "plain": [(1, 23.0)], "prefill": [(1, 20.0)], "draft": [(1, 9.0)],
-     "inject": [(1, 2.0)], "verify_ms_per_row_cell": 0.0, "draft_ms_per_block_cell": 0.001,
+    {"verify": [(1, 2.4), (2, 4.65)], "plain": [(1, 2.3)], "prefill": [(1, 2.0)], "draft": [(1, 0.9)],
+     "inject": [(1, 0.2)], "verify_ms_per_row_cell": 0.0, "draft_ms_per_block_cell": 0.001,
      "rebuild_ms": 0.1},
 )  # fmt: skip
 MODEL = {
@@ -112,6 +113,76 @@ def test_folder_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cache_folder().is_absolute()
     monkeypatch.setenv("XDG_CACHE_HOME", "/x")
     assert cache_folder() == Path("/x/dspark-cpp")
+
+
+def scaled(drafting: float, all_passes: float = 1.0) -> _core.CostCurves:
+    names = {"verify": drafting, "draft": drafting, "plain": 1.0}
+    changed = {name: [(n, ms * by * all_passes) for n, ms in CURVES[name]] for name, by in names.items()}  # type: ignore[literal-required]
+    return cast("_core.CostCurves", {**CURVES, **changed})
+
+
+class Measured:
+    """An engine whose measurements are given."""
+
+    settings = SETTINGS
+
+    def __init__(self, *measurements: _core.CostCurves) -> None:
+        self.measurements = list(measurements)
+        self.costs: _core.CostCurves | None = None
+
+    def measure_costs(self, *, budget_ms: float = 3000.0) -> _core.CostCurves:
+        assert budget_ms > 0
+        self.costs = self.measurements.pop(0)
+        return self.costs
+
+    def set_costs(self, curves: _core.CostCurves) -> None:
+        self.costs = curves
+
+
+def prepare(engine: Measured) -> None:
+    cost_cache.prepare_costs(model(), model(), cast("_core.Engine", engine), EngineConfig())
+
+
+def stored() -> _core.CostCurves | None:
+    return cache(drafter=model()).load()
+
+
+def test_stored_costs_are_used_where_a_look_confirms_them() -> None:
+    cache(drafter=model()).store(CURVES)
+    engine = Measured(scaled(1.3, all_passes=3.0))  # a slower machine today: the engine learns that by itself
+    prepare(engine)
+    assert engine.measurements == []
+    assert engine.costs == stored() == CURVES
+
+
+def test_costs_of_a_bad_moment_do_not_stay_in_the_cache() -> None:
+    cache(drafter=model()).store(scaled(10.0))
+    engine = Measured(CURVES, CURVES, scaled(1.1))
+    prepare(engine)
+    assert engine.measurements == []
+    assert engine.costs == stored() == CURVES
+
+
+def test_what_a_second_look_contradicts_is_measured_again() -> None:
+    engine = Measured(scaled(10.0), CURVES, CURVES, CURVES)
+    prepare(engine)
+    assert engine.measurements == []
+    assert engine.costs == stored() == CURVES
+
+
+def test_nothing_is_measured_again_where_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cost_cache, "_MOST_SECONDS", 0.0)
+    engine = Measured(scaled(10.0))
+    prepare(engine)
+    assert engine.costs == stored() == scaled(10.0)
+
+
+def test_no_look_is_taken_where_passes_are_long() -> None:
+    slow = scaled(1.0, all_passes=10.0)
+    cache(drafter=model()).store(slow)
+    engine = Measured()
+    prepare(engine)
+    assert engine.costs == slow
 
 
 def store_often(n: int) -> None:

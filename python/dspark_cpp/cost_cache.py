@@ -11,18 +11,25 @@ import json
 import logging
 import os
 import tempfile
+import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from dspark_cpp import _core
 from dspark_cpp.compute_thread import compute_thread
 from dspark_cpp.config import EngineConfig
 
-__all__ = ["CostCache", "cache_folder", "prepare_costs"]
+__all__ = ["CostCache", "cache_folder", "costs_agree", "prepare_costs"]
 
 _log = logging.getLogger(__name__)
 
-_FORMAT = 6
+_FORMAT = 7
+
+_LOOK_MS = 100.0  # budget of the look that confirms costs
+_MOST_LOOK_PASS_MS = 10.0  # longer passes suffer less from a bad moment, and a look has a dozen of them or more
+_AGREE = 1.6  # times as dear against plain decoding, one way or the other, are still the same costs
+_MOST_SECONDS = 1.5  # after which nothing is measured again, so that all of it takes 3 s at most
 
 
 def cache_folder() -> Path:
@@ -114,11 +121,46 @@ def prepare_costs(
     if curves is not None:
         try:
             engine.set_costs(curves)
-            return cache
+            if _are_confirmed(engine, curves):
+                return cache
         except (ValueError, KeyError, TypeError, RuntimeError) as error:
             _log.warning("cannot use the measured costs in %s: %s", cache.path, error)
-    cache.store(compute_thread.run(engine.measure_costs))
+    cache.store(_measure(engine))
     return cache
+
+
+def _measure(engine: _core.Engine) -> _core.CostCurves:
+    end = time.monotonic() + _MOST_SECONDS
+    curves = compute_thread.run(engine.measure_costs)
+    while time.monotonic() < end and not _are_confirmed(engine, curves):
+        curves = compute_thread.run(engine.measure_costs)
+    return curves
+
+
+def _are_confirmed(engine: _core.Engine, curves: _core.CostCurves) -> bool:
+    """Whether a second look finds the same; leaves the engine with `curves`.
+
+    Drafts that were measured in a bad moment (something else had a processor) look ten times too dear, and then hardly
+    anything ever drafts that could correct it.
+    """
+    if dict(curves["plain"] or curves["verify"]).get(1, 0.0) > _MOST_LOOK_PASS_MS:
+        return True
+    look = compute_thread.run(lambda: engine.measure_costs(budget_ms=_LOOK_MS))
+    engine.set_costs(curves)
+    return costs_agree(curves, look)
+
+
+def costs_agree(one: _core.CostCurves, other: _core.CostCurves) -> bool:
+    """Whether drafting and verifying cost about as many plain passes in both; what only one of them has is left out."""
+    sizes = dict(one["verify"]).keys() & dict(other["verify"]).keys() - {1}
+    ratios = []
+    for curves in (one, other):
+        verify, draft, plain = (dict(curves[name]) for name in ("verify", "draft", "plain"))
+        plain_ms = plain.get(1) or verify.get(1, 0.0)
+        if not sizes or not draft.get(1) or plain_ms <= 0:
+            return True
+        ratios.append((median(verify[size] for size in sizes) + draft[1]) / plain_ms)
+    return max(ratios) <= _AGREE * min(ratios)
 
 
 def _identity(model: _core.Model) -> list[str | int]:
