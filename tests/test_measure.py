@@ -42,13 +42,19 @@ def test_page_shows_what_was_printed(measure: ModuleType, monkeypatch: pytest.Mo
     monkeypatch.setattr(measure, "FOLDER", tmp_path)
     print_it = [sys.executable, "-c", "print('noise'); print('the table'); print('1.25x')"]
     step = measure.Step("one", "A title", "A note.", [print_it], "the table")
-    assert measure.section(step) == ""
+    assert measure.section(step, {}) == ""
     measured = measure.run(step)
     (tmp_path / "one.json").write_text(json.dumps(asdict(measured)))
-    section = measure.section(step)
+    section = measure.section(step, {})
     assert section.startswith("\n## A title\n\nA note. ")
     assert section.endswith("```\nthe table\n1.25x\n```\n")
     assert measured.machine in section
+    page = tmp_path / "page.md"
+    page.write_text(f"# Page\n{section}\n## Another\n\n```\n1\n```\n")
+    (tmp_path / "one.json").unlink()  # measured elsewhere: the page keeps it
+    before = measure.sections_of(page)
+    assert list(before) == ["A title", "Another"]
+    assert measure.section(step, before).rstrip() == section.rstrip()
 
 
 def test_failed_command_ends_it(measure: ModuleType) -> None:

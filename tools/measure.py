@@ -17,6 +17,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -255,10 +256,17 @@ def file_of(step: Step) -> Path:
     return FOLDER / f"{step.name}.json"
 
 
-def section(step: Step) -> str:
-    """Return a step's part of the page; empty if it was never measured."""
+def sections_of(page: Path) -> dict[str, str]:
+    """Return the parts of a page by their titles."""
+    text = page.read_text(encoding="utf-8") if page.exists() else ""
+    parts = text.split("\n## ")[1:]
+    return {part.split("\n", 1)[0]: "\n## " + part for part in parts}
+
+
+def section(step: Step, before: Mapping[str, str]) -> str:
+    """Return a step's part of the page; the one before if it was not measured here, empty if it never was."""
     if not file_of(step).exists():
-        return ""
+        return before.get(step.title, "")
     measured = Measured(**json.loads(file_of(step).read_text(encoding="utf-8")))
     commands = "\n".join(shlex.join(command) for command in step.commands)
     lines = [line.rstrip() for line in measured.text.splitlines() if line.strip()]
@@ -292,7 +300,9 @@ def main() -> None:
             file_of(step).write_text(json.dumps(asdict(run(step)), indent=1) + "\n", encoding="utf-8")
     if not options.list:
         about = f"\nllama.cpp commit {build_info().llama_cpp_commit}.\n"
-        options.page.write_text(INTRODUCTION + about + "".join(map(section, steps())), encoding="utf-8")
+        before = sections_of(options.page)
+        parts = (section(step, before) for step in steps())
+        options.page.write_text(INTRODUCTION + about + "".join(parts), encoding="utf-8")
         print(options.page)
 
 
