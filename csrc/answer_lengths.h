@@ -10,8 +10,8 @@ namespace dspark {
 class AnswerLengths {
   public:
     void observe(int32_t n_tokens); // of an answer that has ended
-    // Expected of an answer that has n_written: what recent ones longer than that went on for, if none was as much
-    // again.
+    // Expected of an answer that has n_written: what recent longer ones went on for; as much again where none was
+    // longer.
     [[nodiscard]] double left(int32_t n_written) const;
 
   private:

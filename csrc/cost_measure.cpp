@@ -2,6 +2,8 @@
 
 #include "random.h"
 #include "request.h"
+#include "step_costs.h"
+#include "thread_choice.h"
 
 #include <algorithm>
 #include <array>
@@ -17,7 +19,6 @@ constexpr int32_t kPromptRows = 8; // what every sequence holds before a pass is
 constexpr int32_t kFewRepeats = 7; // more while a third of the budget is not spent
 constexpr int32_t kMostRepeats = 15;
 constexpr double kSmallPass = 5; // ms: up to here what lies around a pass shows in its time
-constexpr int32_t kSettling = 4; // plain passes before one is timed, see StepCosts
 
 // Sizes that are timed in turns, and what they took.
 struct Sweep {
@@ -192,10 +193,10 @@ class Measurement {
     // Buffers and caches warm, and as many threads at work as short passes are fastest with (thread_choice.h).
     void settle() {
         constexpr int32_t kPasses = 16;
-        constexpr double kShort = 3; // ms
-        for (const int32_t n : verify_sizes()) {
+        const int32_t n_most = std::min(options_.n_rows, ThreadChoice::kMostRows);
+        for (int32_t n = 1; n <= n_most; ++n) {
             for (int32_t i = 0; i < kPasses; ++i) {
-                if (time_rows(n, true) > kShort) {
+                if (time_rows(n, true) > ThreadChoice::kShortMs) {
                     return;
                 }
             }

@@ -1,9 +1,9 @@
 // What a forward pass costs on this machine: T_verify(B), T_prefill(P), T_draft(R), measured at load, corrected by the
 // steps that were really timed. Owns: the curves. Must not know: models, requests, clocks. Engine thread only.
 //
-// Curves stay jagged: a size that was timed has its own value, cliffs upwards included; sizes in between are
+// Curves stay jagged: a size that was timed has its own value, cliffs included; sizes in between are
 // interpolated, sizes beyond continue the last slope. Four disturbances are told apart:
-//   - noise: every size keeps its last samples and answers with their median, which is never below a smaller size's;
+//   - noise: every size keeps its last samples and answers with their median, shared where sizes contradict each other;
 //   - a machine that is slower now (load, heat): the median ratio of recent passes to their estimate scales all sizes;
 //     a sample waits until as many ratios after it as before it are known, so that a size does not take the change of
 //     the whole machine for its own;

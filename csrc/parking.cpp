@@ -44,10 +44,9 @@ void Parking::note(std::span<const Proposal> proposals, const StepLoad& load) {
 }
 
 bool Parking::compares(double promised_speedup, double plain_ms) {
-    if (promised_speedup > kSureSpeedup || credit_ms_ < kComparedSteps * plain_ms * (promised_speedup - 1)) {
-        return false;
-    }
-    is_comparing_ = std::exchange(credit_ms_, 0) > 0;
+    const double cost_ms = kComparedSteps * plain_ms * (promised_speedup - 1);
+    is_comparing_ = promised_speedup <= kSureSpeedup && credit_ms_ > 0 && credit_ms_ >= cost_ms;
+    credit_ms_ = is_comparing_ ? 0 : credit_ms_;
     return is_comparing_;
 }
 

@@ -49,17 +49,13 @@ double StepCosts::return_ms(const StepLoad& load, int32_t n_requests) const {
 
 // A pass of another shape than usual saves no building of a graph, and the next one, which is of the usual one again,
 // saves none either.
-double StepCosts::return_to_usual_ms(int32_t n_rows) const {
-    if (shape_shares_.empty()) {
-        return 0;
-    }
+double StepCosts::return_to_usual_ms(int32_t n_rows, double usual_share) const {
     const auto n = static_cast<size_t>(n_rows);
     const double share = n < shape_shares_.size() ? shape_shares_[n] : 0.0;
-    return kShapeShare * table_.rebuild_ms() * (*std::max_element(shape_shares_.begin(), shape_shares_.end()) - share);
+    return kShapeShare * table_.rebuild_ms() * (usual_share - share);
 }
 
 void StepCosts::note_shape(const PassShape& pass) {
-    n_settled_ = pass.is_plain() ? n_settled_ + 1 : 0;
     if (!pass.is_behind_draft || pass.n_prefill_rows > 0) {
         return;
     }
@@ -77,14 +73,15 @@ void StepCosts::price_rows(const StepLoad& load, const StepShape& step, int32_t 
     row_ms.clear();
     row_ms.push_back(step.n_drafting == 0 ? plain_ms(load, n_rows)
                                           : step_ms(pass_of(load, n_rows), step.n_drafted_rows));
-    const double last_ms = last_pass_.is_behind_draft ? return_to_usual_ms(last_pass_.n_rows) : 0; // is paid anyway
+    const double usual = shape_shares_.empty() ? 0.0 : *std::max_element(shape_shares_.begin(), shape_shares_.end());
+    const double last_ms = last_pass_.is_behind_draft ? return_to_usual_ms(last_pass_.n_rows, usual) : 0; // paid anyway
     for (int32_t n = 1; n <= n_most; ++n) {
         PassShape pass = pass_of(load, n_rows + n);
         pass.is_behind_draft = true;
         pass.is_repeat = has_one_shape(pass, last_pass_);
         // Never less than without them: the two kinds of passes have ratios of their own, and while nobody drafts that
         // of drafted ones is an old one.
-        const double beyond_ms = return_to_usual_ms(n_rows + n) - last_ms;
+        const double beyond_ms = return_to_usual_ms(n_rows + n, usual) - last_ms;
         row_ms.push_back(std::max(row_ms.front(), step_ms(pass, step.n_drafted_rows + n) + beyond_ms));
     }
 }
@@ -103,6 +100,7 @@ void StepCosts::observe_passes(const StepLoad& load, const StepShape& step, cons
     pass.is_behind_draft = step.n_drafting > 0;
     pass.is_repeat = has_one_shape(pass, last_pass_);
     last_pass_ = pass;
+    n_settled_ = pass.is_plain() ? n_settled_ + 1 : 0;
     note_shape(pass);
     const bool is_split = equal_lengths_ && step.n_requests > 0 && load.n_prefill_rows > 0;
     const bool is_settling = pass.is_plain() && n_settled_ < kSettling;

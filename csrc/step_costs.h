@@ -25,6 +25,8 @@ struct StepShape {
 };
 
 inline constexpr int32_t kRoundRows = 3; // context rows a round leaves to be injected
+// Steps until plain passes behind others take what they will take: 0.75 ms falls to 0.6 within 8 on the demo pair.
+inline constexpr int32_t kSettling = 4;
 
 class StepCosts {
   public:
@@ -51,11 +53,8 @@ class StepCosts {
   private:
     [[nodiscard]] double pass_ms(const PassShape& pass) const;
     [[nodiscard]] double step_ms(const PassShape& pass, int32_t n_drafted_rows) const;
-    [[nodiscard]] double return_to_usual_ms(int32_t n_rows) const;
+    [[nodiscard]] double return_to_usual_ms(int32_t n_rows, double usual_share) const;
     void note_shape(const PassShape& pass);
-
-    // Steps until plain passes behind others take what they will take: 0.75 ms falls to 0.6 within 8 on the demo pair.
-    static constexpr int32_t kSettling = 4;
 
     CostTable table_;
     bool equal_lengths_;

@@ -6,7 +6,6 @@ namespace dspark {
 
 namespace {
 
-constexpr double kShort = 3;      // ms; in longer passes meetings are a few percent at most
 constexpr double kClear = 0.9;    // of the time: working alone must gain more than noise
 constexpr double kHopeless = 1.5; // times the time: one such pass ends a trial
 constexpr double kChanged = 1.3;  // times the time: what the last trial found holds no longer
@@ -48,7 +47,7 @@ void ThreadChoice::observe(int32_t n_rows, double ms) {
 void ThreadChoice::Size::observe(double ms) {
     recent[n_seen++ % kRecent] = ms;
     ++n_waited;
-    if (n_seen < kRecent || n_waited < static_cast<int32_t>(kRecent) || (!is_alone && ms > kShort)) {
+    if (n_seen < kRecent || n_waited < static_cast<int32_t>(kRecent) || (!is_alone && ms > kShortMs)) {
         return;
     }
     if (n_waited >= wait || median(recent) > kChanged * expected) {

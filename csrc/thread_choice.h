@@ -13,13 +13,15 @@ namespace dspark {
 
 class ThreadChoice {
   public:
+    static constexpr int32_t kMostRows = 8; // longer passes are always shared
+    static constexpr double kShortMs = 3;   // in longer ones meetings are a few percent at most
+
     // For the next pass, of n_rows.
     [[nodiscard]] bool is_alone(int32_t n_rows) const;
     // That pass took so long.
     void observe(int32_t n_rows, double ms);
 
   private:
-    static constexpr int32_t kMostRows = 8; // longer passes are always shared
     static constexpr size_t kRecent = 7;
     static constexpr size_t kTrial = 6;
 

@@ -20,7 +20,7 @@ from dspark_cpp import _core
 from dspark_cpp.compute_thread import compute_thread
 from dspark_cpp.config import EngineConfig
 
-__all__ = ["CostCache", "cache_folder", "costs_agree", "prepare_costs"]
+__all__ = ["CostCache", "cache_folder", "prepare_costs"]
 
 _log = logging.getLogger(__name__)
 
@@ -147,10 +147,10 @@ def _are_confirmed(engine: _core.Engine, curves: _core.CostCurves) -> bool:
         return True
     look = compute_thread.run(lambda: engine.measure_costs(budget_ms=_LOOK_MS))
     engine.set_costs(curves)
-    return costs_agree(curves, look)
+    return _agree(curves, look)
 
 
-def costs_agree(one: _core.CostCurves, other: _core.CostCurves) -> bool:
+def _agree(one: _core.CostCurves, other: _core.CostCurves) -> bool:
     """Whether drafting and verifying cost about as many plain passes in both; what only one of them has is left out."""
     sizes = dict(one["verify"]).keys() & dict(other["verify"]).keys() - {1}
     ratios = []
