@@ -27,12 +27,12 @@ struct Sweep {
     std::function<double(int32_t)> time;
     std::vector<std::vector<double>> samples = {};
 
-    // The median of each size.
+    // The median of each size; of two samples the lower.
     [[nodiscard]] CostPoints points() {
         CostPoints medians;
         for (size_t i = 0; i < samples.size(); ++i) {
             std::sort(samples[i].begin(), samples[i].end());
-            medians.emplace_back(sizes[i], samples[i][samples[i].size() / 2]);
+            medians.emplace_back(sizes[i], samples[i][(samples[i].size() - 1) / 2]);
         }
         return medians;
     }
@@ -102,10 +102,17 @@ class Measurement {
         }
     }
 
-    // The first two sizes are always timed; a curve needs a start and a slope.
+    // The first two sizes are always timed; a curve needs a start and a slope. A size that takes far more than the one
+    // before makes expect is timed again: what a GPU does once for a size (kernels loaded, memory grown) took 40 ms of
+    // a pass of 12.
     void run_first(Sweep& sweep) {
+        constexpr double kSuspicious = 1.25;
         for (size_t i = 0; i < sweep.sizes.size() && (i < 2 || elapsed_ms() <= sweep.end_ms); ++i) {
-            sweep.samples.push_back({sweep.time(sweep.sizes[i])});
+            double ms = sweep.time(sweep.sizes[i]);
+            if (i > 0 && ms > kSuspicious * sweep.samples.back().front() * sweep.sizes[i] / sweep.sizes[i - 1]) {
+                ms = std::min(ms, sweep.time(sweep.sizes[i]));
+            }
+            sweep.samples.push_back({ms});
         }
     }
 

@@ -35,9 +35,9 @@ Truncation draft_truncation(const RequestOptions& options) {
 } // namespace
 
 Engine::Engine(std::unique_ptr<Target> target, std::unique_ptr<Drafter> drafter, std::unique_ptr<Scheduler> scheduler,
-               const EngineOptions& options)
+               const EngineOptions& options, std::shared_ptr<WorkerPool> workers)
     : options_(options), target_(std::move(target)), drafter_(std::move(drafter)), scheduler_(std::move(scheduler)),
-      sequences_(options.n_parallel) {
+      sequences_(options.n_parallel), workers_(std::move(workers)), deciders_(workers_ ? workers_->n_workers() : 1) {
     check_options(options_);
     const int32_t block = drafter_ ? drafter_->block_size() : 0;
     if (block > target_->max_rollback()) {

@@ -4,19 +4,22 @@
 #pragma once
 
 #include "drafter.h"
-#include "masked_sampling.h"
 #include "prefix_cache.h"
 #include "request.h"
+#include "round_decider.h"
 #include "scheduler.h"
 #include "synthetic_acceptance.h"
 #include "target.h"
+#include "worker_pool.h"
 
 #include <atomic>
 #include <cstdint>
 #include <deque>
+#include <exception>
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <span>
 #include <string>
 #include <unordered_set>
 #include <utility>
@@ -78,9 +81,9 @@ struct CachePosition {
 
 class Engine {
   public:
-    // `drafter` may be null: plain decoding.
+    // `drafter` may be null: plain decoding. `workers` too: all of a step's own work is done by who steps.
     Engine(std::unique_ptr<Target> target, std::unique_ptr<Drafter> drafter, std::unique_ptr<Scheduler> scheduler,
-           const EngineOptions& options);
+           const EngineOptions& options, std::shared_ptr<WorkerPool> workers = nullptr);
     ~Engine();
 
     // Returns the request's id. Throws std::invalid_argument, ContextFullError, QueueFullError, EngineClosedError.
@@ -128,6 +131,11 @@ class Engine {
         size_t proposal = 0;     // index into proposals_, when it decodes
     };
 
+    struct Decision { // about a lane's rows
+        VerifyResult result;
+        std::exception_ptr error;
+    };
+
     void run_step();
     void admit();
     void draft();
@@ -148,15 +156,14 @@ class Engine {
     void add_prompts();
     void add_prefill_rows(Lane& lane, int32_t n_rows);
     void commit_prefill(Lane& lane);
-    void commit_round(Lane& lane);
+    void commit_round(Lane& lane, const Decision& decision);
     void record_decision(const Lane& lane);
-    [[nodiscard]] VerifyResult decide(const Lane& lane);
-    [[nodiscard]] int32_t masked_token(const Lane& lane, int32_t row);
+    void decide_rounds();
+    void find_likeliest();
+    void share(bool is_worth_waking, size_t n_tasks, const WorkerPool::Task& task);
+    [[nodiscard]] VerifyResult decide(const Lane& lane, RoundDecider& decider) const;
     void set_synthetic_confidences();
-    [[nodiscard]] VerifyResult decide_synthetically(const Lane& lane);
     [[nodiscard]] int32_t accepted_text(const Lane& lane, int32_t n_accepted) const;
-    [[nodiscard]] const Distribution& target_row(const Lane& lane, int32_t row);
-    void push_drafted(const Lane& lane, int32_t n);
     void append(Lane& lane, const VerifyResult& result);
     void trace_round(const Lane& lane, const VerifyResult& result);
     [[nodiscard]] const Policy& policy_of(const Request& request) const;
@@ -208,13 +215,16 @@ class Engine {
     std::vector<ContextRow> context_rows_;
     std::vector<Event> events_; // of this turn
     bool is_awaited_ = false;   // so the turn ends with this step
-    std::vector<Distribution> row_distributions_;
+    std::vector<size_t> deciding_;                   // lanes with a decode round
+    std::vector<Decision> decisions_;                // by lane
+    std::vector<std::span<const float>> row_logits_; // by batch row, of those that are read
+    std::vector<int32_t> likeliest_;                 // by batch row; -1: not looked for
+    std::vector<size_t> searched_rows_;
     StepLoad load_;
     std::optional<Clock::time_point> last_step_end_; // empty: nothing was running then
     double pause_ms_ = 0;                            // between the last step and this one, the caller's work
-    int32_t n_pushed_ = 0; // drafted tokens pushed into the counts of the lane under verification
-    DistributionBuilder builder_;
-    MaskedSampler masked_sampler_;
+    std::shared_ptr<WorkerPool> workers_;
+    std::vector<RoundDecider> deciders_; // one per worker
     EngineStats step_;  // figures of this step alone
     EngineStats stats_; // totals, guarded by inbox_mutex_
 };

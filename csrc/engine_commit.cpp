@@ -9,12 +9,14 @@ namespace dspark {
 void Engine::commit() {
     const auto begin = Clock::now();
     context_rows_.clear();
-    for (Lane& lane : lanes_) {
+    decide_rounds();
+    for (size_t i = 0; i < lanes_.size(); ++i) {
+        Lane& lane = lanes_[i];
         if (lane.n_rows == 0) {
             continue; // no room in this batch
         }
         try {
-            lane.is_prefill ? commit_prefill(lane) : commit_round(lane);
+            lane.is_prefill ? commit_prefill(lane) : commit_round(lane, decisions_[i]);
         } catch (const std::exception& error) {
             finish(*lane.request, FinishReason::error, error.what()); // its logits or options: nobody else's fault
         }
@@ -22,6 +24,69 @@ void Engine::commit() {
     step_.sample_ms = milliseconds_since(begin);
     inject();
     shift_full();
+}
+
+// All of them before any is committed: none depends on another, so that threads can share the work.
+void Engine::decide_rounds() {
+    decisions_.assign(lanes_.size(), {});
+    row_logits_.assign(rows_.size(), {});
+    likeliest_.assign(rows_.size(), -1);
+    deciding_.clear();
+    size_t n_heavy = 0;
+    for (size_t i = 0; i < lanes_.size(); ++i) {
+        const Lane& lane = lanes_[i];
+        if (lane.is_prefill || lane.n_rows == 0) {
+            continue;
+        }
+        deciding_.push_back(i);
+        n_heavy += RoundDecider::needs_argmax_only(*lane.request) ? 0 : 1;
+        for (int32_t row = lane.first_row; row < lane.first_row + lane.n_rows; ++row) {
+            row_logits_[static_cast<size_t>(row)] = target_->logits(row);
+        }
+    }
+    find_likeliest();
+    const bool is_shared = n_heavy > 1;
+    share(is_shared, deciding_.size(), [this](size_t task, size_t worker) {
+        Decision& decision = decisions_[deciding_[task]];
+        try {
+            decision.result = decide(lanes_[deciding_[task]], deciders_[worker]);
+        } catch (...) {
+            decision.error = std::current_exception();
+        }
+    });
+}
+
+// Most requests read nothing but the likeliest token of a row. With threads to share them, all rows are read at once;
+// alone, one after the other, and none behind the first rejection.
+void Engine::find_likeliest() {
+    if (!workers_) {
+        return;
+    }
+    searched_rows_.clear();
+    for (const size_t i : deciding_) {
+        const Lane& lane = lanes_[i];
+        for (int32_t row = 0; RoundDecider::needs_argmax_only(*lane.request) && row < lane.n_rows; ++row) {
+            searched_rows_.push_back(static_cast<size_t>(lane.first_row + row));
+        }
+    }
+    share(true, searched_rows_.size(), [this](size_t task, size_t worker) {
+        const size_t row = searched_rows_[task];
+        try {
+            likeliest_[row] = deciders_[worker].argmax(row_logits_[row]);
+        } catch (const std::runtime_error&) {
+            likeliest_[row] = -1; // found again, and said, if the row is read
+        }
+    });
+}
+
+void Engine::share(bool is_worth_waking, size_t n_tasks, const WorkerPool::Task& task) {
+    if (workers_ && is_worth_waking) {
+        workers_->run(n_tasks, task);
+        return;
+    }
+    for (size_t i = 0; i < n_tasks; ++i) {
+        task(i, 0);
+    }
 }
 
 void Engine::commit_prefill(Lane& lane) {
@@ -35,12 +100,17 @@ void Engine::commit_prefill(Lane& lane) {
     lane.first_row += lane.n_rows - 1; // only the prompt's last row has logits
     request.phase = Phase::decode;
     is_awaited_ = true;
-    append(lane, decide(lane));
+    lane.n_rows = 1;
+    row_logits_[static_cast<size_t>(lane.first_row)] = target_->logits(lane.first_row);
+    append(lane, decide(lane, deciders_.front()));
 }
 
-void Engine::commit_round(Lane& lane) {
+void Engine::commit_round(Lane& lane, const Decision& decision) {
+    if (decision.error) {
+        std::rethrow_exception(decision.error);
+    }
     Request& request = *lane.request;
-    const VerifyResult result = decide(lane);
+    const VerifyResult& result = decision.result;
     const int32_t n_text = accepted_text(lane, result.n_accepted);
     const int32_t n_accepted = std::min(n_text + 1, result.n_accepted); // an end-of-generation token counts
     request.n_cached += 1 + n_text;
@@ -118,78 +188,18 @@ int32_t Engine::accepted_text(const Lane& lane, int32_t n_accepted) const {
     return n_accepted;
 }
 
-// ---- verification of one lane ----
-
-VerifyResult Engine::decide(const Lane& lane) {
-    if (synthetic_) {
-        return decide_synthetically(lane);
-    }
-    const Request& request = *lane.request;
-    const Verification rule = request.options.rule();
+VerifyResult Engine::decide(const Lane& lane, RoundDecider& decider) const {
+    const auto first = static_cast<size_t>(lane.first_row);
     const auto n = static_cast<size_t>(lane.prefix_len);
-    const int32_t start = request.anchor_position();
-    const std::span<const int32_t> tokens =
-        n > 0 ? std::span<const int32_t>(drafts_[lane.draft].tokens).first(n) : std::span<const int32_t>();
-    n_pushed_ = 0;
-    VerifyResult result;
-    if (request.mask) {
-        result = verify_exact(tokens, [&](int32_t row) { return masked_token(lane, row); });
-    } else if (rule == Verification::exact && request.options.sampling.is_greedy()) {
-        result = verify_exact(tokens, [&](int32_t row) {
-            push_drafted(lane, row);
-            return builder_.argmax_token(target_->logits(lane.first_row + row), request.options.sampling,
-                                         request.counts);
-        });
-    } else {
-        VerifyInput input;
-        input.draft_tokens = tokens;
-        if (n > 0) {
-            input.draft_probs = drafts_[lane.draft].probs;
-        }
-        input.start = static_cast<uint64_t>(start);
-        input.random = request.random;
-        row_distributions_.resize(std::max(row_distributions_.size(), n + 1));
-        result = dspark::verify(rule, input, [&](int32_t row) -> const Distribution& { return target_row(lane, row); });
+    DecidedRows rows;
+    rows.request = lane.request;
+    rows.logits = std::span(row_logits_).subspan(first, n + 1);
+    rows.likeliest = std::span(likeliest_).subspan(first, n + 1);
+    if (n > 0) {
+        rows.drafted = std::span(drafts_[lane.draft].tokens).first(n);
+        rows.draft_probs = drafts_[lane.draft].probs;
     }
-    push_drafted(lane, 0);
-    return result;
-}
-
-int32_t Engine::masked_token(const Lane& lane, int32_t row) {
-    push_drafted(lane, row);
-    const Request& request = *lane.request;
-    const auto position = static_cast<uint64_t>(request.anchor_position() + 1 + row);
-    return masked_sampler_.draw({target_->logits(lane.first_row + row), &request.options.sampling, &request.counts,
-                                 request.mask.get(), request.random.target_sample(position),
-                                 request.random.residual(position)},
-                                builder_);
-}
-
-const Distribution& Engine::target_row(const Lane& lane, int32_t row) {
-    push_drafted(lane, row);
-    Distribution& distribution = row_distributions_[static_cast<size_t>(row)];
-    builder_.target_distribution(target_->logits(lane.first_row + row), lane.request->options.sampling,
-                                 lane.request->counts, distribution);
-    return distribution;
-}
-
-// Penalties and mask at row j see the j drafted tokens before it: makes exactly n of them part of both.
-void Engine::push_drafted(const Lane& lane, int32_t n) {
-    TokenCounts& counts = lane.request->counts;
-    TokenMask* mask = lane.request->mask.get();
-    for (; n_pushed_ < n; ++n_pushed_) {
-        const int32_t token = drafts_[lane.draft].tokens[static_cast<size_t>(n_pushed_)];
-        counts.push_output(token);
-        if (mask != nullptr) {
-            mask->push(token);
-        }
-    }
-    for (; n_pushed_ > n; --n_pushed_) {
-        counts.pop_output(drafts_[lane.draft].tokens[static_cast<size_t>(n_pushed_ - 1)]);
-        if (mask != nullptr) {
-            mask->pop();
-        }
-    }
+    return decider.decide(rows, synthetic_ ? &*synthetic_ : nullptr);
 }
 
 // Adds what a round decided to the text: accepted drafts, then the target's own token; an end-of-generation token ends

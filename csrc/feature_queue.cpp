@@ -1,18 +1,25 @@
 #include "feature_queue.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace dspark {
 
 namespace {
 
-// An emptied sequence keeps room for a few rounds' rows and gives the rest back.
-constexpr size_t kKeptRows = 64;
+constexpr size_t kBlockFloats = size_t{1} << 16;
+constexpr size_t kMostFreeFloats = size_t{1} << 23; // 32 MB; what is emptied beyond goes back to the system
 
 } // namespace
 
 FeatureQueue::FeatureQueue(size_t n_features, int32_t n_sequences, int32_t window)
-    : n_features_(n_features), window_(window), rows_(static_cast<size_t>(n_sequences)) {}
+    : n_features_(n_features), window_(window), rows_(static_cast<size_t>(n_sequences)),
+      rows_per_block_(std::max<size_t>(1, kBlockFloats / n_features)) {}
+
+float* FeatureQueue::row_of(const Rows& rows, int32_t row) const {
+    const size_t index = rows.begin + static_cast<size_t>(row);
+    return rows.blocks[index / rows_per_block_].get() + index % rows_per_block_ * n_features_;
+}
 
 std::span<float> FeatureQueue::push(int32_t sequence, int32_t position) {
     Rows& rows = rows_[static_cast<size_t>(sequence)];
@@ -23,11 +30,15 @@ std::span<float> FeatureQueue::push(int32_t sequence, int32_t position) {
     if (rows.n_rows == window_) {
         drop_oldest(sequence, 1);
     }
-    const size_t end = (rows.begin + static_cast<size_t>(rows.n_rows)) * n_features_;
-    rows.values.resize(end + n_features_);
-    ++rows.n_rows;
+    if (rows.begin + static_cast<size_t>(rows.n_rows) == rows.blocks.size() * rows_per_block_) {
+        if (free_.empty()) {
+            free_.push_back(std::make_unique_for_overwrite<float[]>(rows_per_block_ * n_features_));
+        }
+        rows.blocks.push_back(std::move(free_.back()));
+        free_.pop_back();
+    }
     ++n_rows_;
-    return std::span(rows.values).subspan(end, n_features_);
+    return {row_of(rows, rows.n_rows++), n_features_};
 }
 
 void FeatureQueue::drop_oldest(int32_t sequence, int32_t n_rows) {
@@ -37,7 +48,11 @@ void FeatureQueue::drop_oldest(int32_t sequence, int32_t n_rows) {
     rows.begin += static_cast<size_t>(n);
     rows.n_rows -= n;
     n_rows_ -= static_cast<size_t>(n);
-    compact(rows);
+    for (; rows.begin >= rows_per_block_; rows.begin -= rows_per_block_) {
+        release(std::move(rows.blocks.front()));
+        rows.blocks.pop_front();
+    }
+    truncate(rows, rows.n_rows);
 }
 
 void FeatureQueue::remove(int32_t sequence, int32_t begin) {
@@ -55,26 +70,25 @@ void FeatureQueue::copy(int32_t from, int32_t to, int32_t end) {
     }
 }
 
+// Blocks behind the last row are free too.
 void FeatureQueue::truncate(Rows& rows, int32_t n_kept) {
-    if (n_kept >= rows.n_rows) {
-        return;
+    if (n_kept < rows.n_rows) {
+        n_rows_ -= static_cast<size_t>(rows.n_rows - n_kept);
+        rows.n_rows = n_kept;
     }
-    n_rows_ -= static_cast<size_t>(rows.n_rows - n_kept);
-    rows.n_rows = n_kept;
-    compact(rows);
+    if (rows.n_rows == 0) {
+        rows.begin = 0;
+    }
+    const size_t n_used = rows.begin + static_cast<size_t>(rows.n_rows);
+    while (rows.blocks.size() * rows_per_block_ >= n_used + rows_per_block_) {
+        release(std::move(rows.blocks.back()));
+        rows.blocks.pop_back();
+    }
 }
 
-// Moving the rows that are left only when fewer are left than were dropped costs O(1) per row in the long run.
-void FeatureQueue::compact(Rows& rows) const {
-    const auto n_left = static_cast<size_t>(rows.n_rows);
-    if (n_left == 0 && rows.values.capacity() > kKeptRows * n_features_) {
-        rows.values = {};
-    }
-    rows.values.resize(n_left == 0 ? 0 : (rows.begin + n_left) * n_features_);
-    if (rows.begin >= n_left) {
-        const size_t n_dropped = std::min(rows.begin * n_features_, rows.values.size());
-        rows.values.erase(rows.values.begin(), rows.values.begin() + static_cast<std::ptrdiff_t>(n_dropped));
-        rows.begin = 0;
+void FeatureQueue::release(Block block) {
+    if ((free_.size() + 1) * rows_per_block_ * n_features_ <= kMostFreeFloats) {
+        free_.push_back(std::move(block));
     }
 }
 
@@ -84,8 +98,7 @@ int32_t FeatureQueue::last_position(int32_t sequence) const {
 }
 
 std::span<const float> FeatureQueue::features(int32_t sequence, int32_t row) const {
-    const Rows& rows = of(sequence);
-    return std::span(rows.values).subspan((rows.begin + static_cast<size_t>(row)) * n_features_, n_features_);
+    return {row_of(of(sequence), row), n_features_};
 }
 
 int32_t FeatureQueue::longest() const {

@@ -5,6 +5,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <deque>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -31,21 +33,26 @@ class FeatureQueue {
     [[nodiscard]] size_t n_bytes() const { return n_rows_ * n_features_ * sizeof(float); }
 
   private:
+    using Block = std::unique_ptr<float[]>; // (rows_per_block_, n_features)
+
     struct Rows {
         int32_t first_position = 0;
         int32_t n_rows = 0;
-        size_t begin = 0;          // rows of `values` that were dropped and not yet moved out of the way
-        std::vector<float> values; // (begin + n_rows, n_features)
+        size_t begin = 0; // rows of the first block that were dropped
+        std::deque<Block> blocks;
     };
 
     [[nodiscard]] const Rows& of(int32_t sequence) const { return rows_[static_cast<size_t>(sequence)]; }
+    [[nodiscard]] float* row_of(const Rows& rows, int32_t row) const;
     void truncate(Rows& rows, int32_t n_kept);
-    void compact(Rows& rows) const;
+    void release(Block block);
 
     size_t n_features_;
     int32_t window_;
     size_t n_rows_ = 0; // of all sequences
     std::vector<Rows> rows_;
+    size_t rows_per_block_;
+    std::vector<Block> free_; // to be used again: memory that the system hands out anew costs more than the copy into it
 };
 
 } // namespace dspark

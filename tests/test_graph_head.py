@@ -12,8 +12,9 @@ from reference import heads as oracle
 N_VOCAB, HIDDEN, RANK, N_SLOTS = 1200, 48, 32, 7
 # The device under test; DSPARK_TEST_DEVICE=CUDA0 runs the same tests on a GPU.
 DEVICE = os.environ.get("DSPARK_TEST_DEVICE", "")
-# A GPU multiplies f32 matrices in tf32 (10 mantissa bits) where it may.
-RTOL, ATOL = (1e-4, 1e-5) if DEVICE in ("", "CPU") else (2e-3, 5e-3)
+# A GPU multiplies f32 matrices in tf32 (10 mantissa bits) where it may: sums of 32 terms about 2 are off by up to 0.009.
+ON_CPU = DEVICE in ("", "CPU")
+RTOL, ATOL = (1e-4, 1e-5) if ON_CPU else (2e-3, 1.5e-2)
 TYPES = ["vanilla", "gated", "rnn"]
 
 
@@ -90,17 +91,30 @@ def assert_same_drafts(weights, requests, drafts, n_candidates, rtol=RTOL, atol=
     for (tokens, probs, confidence, logits), other in zip(
         drafts, _math.draft_blocks(weights, n_candidates, requests), strict=True
     ):
-        np.testing.assert_array_equal(tokens, other["tokens"])
-        np.testing.assert_allclose(confidence, other["confidence_logits"], rtol=1e-6)
-        for (ids, values), trace in zip(logits, other["trace"], strict=True):
+        n = count_same_inputs(tokens, other, atol)
+        np.testing.assert_allclose(confidence[:n], other["confidence_logits"][:n], rtol=1e-6)
+        for (ids, values), trace in zip(logits[:n], other["trace"][:n], strict=True):
             order = np.argsort(trace["ids"])
             np.testing.assert_array_equal(ids, trace["ids"][order])
             expected = (trace["base_logits"] + trace["transition_bias"])[order]
             np.testing.assert_allclose(values, expected, rtol=rtol, atol=atol)
-        for (ids, p), (other_ids, other_p) in zip(probs, other["probs"], strict=True):
+        for (ids, p), (other_ids, other_p) in zip(probs[:n], other["probs"][:n], strict=True):
             np.testing.assert_array_equal(ids, other_ids)
             # A logit's absolute error is the probability's relative one, over T (at least 0.3 here).
             np.testing.assert_allclose(p, other_p, rtol=(rtol * 30 + atol) / 0.3, atol=1e-7)
+
+
+def count_same_inputs(tokens, other, atol):
+    """Slots up to the first one drawn otherwise: none, but for a uniform on a boundary that a GPU's rounding moved."""
+    [differing] = np.nonzero(np.asarray(tokens) != other["tokens"])
+    if ON_CPU or len(differing) == 0:
+        np.testing.assert_array_equal(tokens, other["tokens"])
+        return len(tokens)
+    slot = differing[0]
+    low, high = sorted((tokens[slot], other["tokens"][slot]))
+    ids, p = other["probs"][slot]
+    assert p[(ids > low) & (ids < high)].sum() < 2 * atol  # both lie at the boundary
+    return slot + 1
 
 
 @pytest.mark.parametrize("kind", TYPES)

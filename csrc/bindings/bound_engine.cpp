@@ -118,6 +118,13 @@ EngineOptions engine_options(const LLMOptions& options) {
     return engine;
 }
 
+// While a GPU computes the passes, the processor has nothing to do but to read what comes out of them.
+std::shared_ptr<WorkerPool> make_workers(const LLMOptions& options, const Model& target) {
+    constexpr int32_t kMostThreads = 16;
+    const int32_t n_threads = std::min(options.n_threads, kMostThreads);
+    return target.output_device().empty() || n_threads < 2 ? nullptr : std::make_shared<WorkerPool>(n_threads);
+}
+
 std::unique_ptr<Scheduler> make_scheduler(const LLMOptions& options, const Model& target, int32_t block) {
     SchedulerOptions scheduler;
     scheduler.policy = parse_policy(options.policy);
@@ -140,6 +147,7 @@ std::unique_ptr<BoundEngine> make_engine(std::shared_ptr<Model> target, std::sha
     bound->drafter_model = drafter;
     auto real_target = std::make_unique<LlamaTarget>(target, target_context(options, *target, block));
     std::unique_ptr<LlamaDrafter> real_drafter;
+    const std::shared_ptr<WorkerPool> workers = make_workers(options, *target);
     if (drafter) {
         DrafterOptions draft;
         draft.n_parallel = options.n_parallel;
@@ -157,7 +165,7 @@ std::unique_ptr<BoundEngine> make_engine(std::shared_ptr<Model> target, std::sha
     bound->options = options;
     bound->target_context_bytes = real_target->context().memory_bytes();
     bound->engine = std::make_unique<Engine>(std::move(real_target), std::move(real_drafter),
-                                             make_scheduler(options, *target, block), engine_options(options));
+                                             make_scheduler(options, *target, block), engine_options(options), workers);
     return bound;
 }
 

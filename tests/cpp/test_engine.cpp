@@ -19,6 +19,8 @@ namespace {
 
 using toy::greedy;
 
+std::shared_ptr<WorkerPool> workers; // every test runs without and with some
+
 struct Bench {
     std::unique_ptr<Engine> engine;
     toy::Target* target = nullptr;
@@ -38,7 +40,7 @@ Bench make_bench(std::unique_ptr<Drafter> drafter, int32_t draft_length, EngineO
     scheduler.policy = {draft_length > 0 ? Policy::Kind::fixed : Policy::Kind::off, draft_length, 0};
     scheduler.block_size = drafter ? drafter->block_size() : 0;
     bench.engine = std::make_unique<Engine>(std::move(target), std::move(drafter),
-                                            std::make_unique<Scheduler>(scheduler), options);
+                                            std::make_unique<Scheduler>(scheduler), options, workers);
     return bench;
 }
 
@@ -423,9 +425,7 @@ void test_submit_from_other_threads() {
     CHECK(!bench.engine->has_work());
 }
 
-} // namespace
-
-int main() {
+void run_all() {
     test_greedy_text_never_changes();
     test_right_script_commits_whole_blocks();
     test_exact_sampling_is_policy_free();
@@ -441,5 +441,13 @@ int main() {
     test_short_requests_in_changing_slots();
     test_logprobs_of_drafted_tokens();
     test_submit_from_other_threads();
+}
+
+} // namespace
+
+int main() {
+    run_all();
+    workers = std::make_shared<WorkerPool>(3);
+    run_all();
     return check_summary();
 }
