@@ -18,9 +18,11 @@ class FollowerTable {
     FollowerTable(const HeadWeights& weights, int32_t n_followers);
 
     [[nodiscard]] bool knows(int32_t previous) const { return n_each_ == 0 || first_[index(previous)] >= 0; }
+    [[nodiscard]] bool knows_all() const { return n_each_ == 0 || ids_.size() == first_.size() * n_each_; }
     // Target ids, at most n_followers, ascending. Empty for a token that is not known yet.
     [[nodiscard]] std::span<const int32_t> find(int32_t previous) const;
-    // Notes that a list would have been of use; every few blocks those noted are made.
+    // Notes that a list would have been of use; every few blocks lists are made for tokens that were met often enough
+    // to be worth one.
     void want(int32_t previous);
     void end_block();
 
@@ -34,6 +36,7 @@ class FollowerTable {
     size_t n_each_ = 0;
     std::vector<int32_t> first_; // (n_vocab,) where a token's list begins in ids_, -1: not made
     std::vector<int32_t> ids_;
+    std::vector<uint8_t> n_met_; // (n_vocab,) while a list was missing
     std::vector<int32_t> wanted_;
     int32_t n_blocks_ = 0; // since lists were last made
 };

@@ -49,11 +49,26 @@ std::unique_ptr<SequentialHead> make_head(const Model& model, const DrafterOptio
     throw std::invalid_argument("head must be candidates, full or graph, got " + options.head);
 }
 
+std::vector<std::unique_ptr<SequentialHead>> make_heads(const Model& model, const DrafterOptions& options) {
+    constexpr size_t kMost = 8;
+    const bool is_shared = options.workers && options.head != "graph"; // a graph computes all requests at once
+    const size_t n_workers = is_shared ? std::min(options.workers->n_workers(), kMost) : 1;
+    std::vector<std::unique_ptr<SequentialHead>> heads(std::min(n_workers, static_cast<size_t>(options.n_parallel)));
+    const auto make = [&](size_t i, size_t) { heads[i] = make_head(model, options); };
+    if (heads.size() > 1) {
+        options.workers->run(heads.size(), make);
+    } else {
+        make(0, 0);
+    }
+    return heads;
+}
+
 } // namespace
 
 LlamaDrafter::LlamaDrafter(std::shared_ptr<Model> model, LlamaTarget& target, const DrafterOptions& options)
     : info_(model->drafter_info()), options_(options), target_(target),
-      context_(model, draft_context(*model, options), &target.context()), head_(make_head(*model, options)),
+      context_(model, draft_context(*model, options), &target.context()), heads_(make_heads(*model, options)),
+      searches_(options.workers ? options.workers->n_workers() : 0),
       queue_(info_.target_layers.size() * static_cast<size_t>(model->n_embd()), options.n_parallel, options.window) {
     if (options.window < 1) {
         throw std::invalid_argument("draft_window must be at least 1, got " + std::to_string(options.window));
@@ -85,8 +100,48 @@ void LlamaDrafter::draft_heads(std::span<const DraftTask> tasks, std::span<Block
     for (size_t i = 0; i < tasks.size(); ++i) {
         read_block(i, tasks[i]);
     }
-    head_->draft_blocks(inputs_, drafts);
+    search_rows();
+    const auto draft_with = [&](size_t head, size_t) {
+        for (size_t i = 0; i < tasks.size(); ++i) {
+            if (static_cast<size_t>(tasks[i].sequence) % heads_.size() == head) {
+                heads_[head]->draft_blocks(std::span(inputs_).subspan(i, 1), drafts.subspan(i, 1));
+            }
+        }
+    };
+    if (heads_.size() > 1 && tasks.size() > 1) {
+        options_.workers->run(heads_.size(), draft_with);
+    } else if (heads_.size() > 1) {
+        draft_with(static_cast<size_t>(tasks.front().sequence) % heads_.size(), 0);
+    } else {
+        heads_.front()->draft_blocks(inputs_, drafts);
+    }
     times_.head_ms += milliseconds_since(begin);
+}
+
+// The largest U of all slots of all requests, which nothing drafted can change: by all threads there are.
+void LlamaDrafter::search_rows() {
+    const int32_t k = heads_.front()->n_searched();
+    if (searches_.empty() || k == 0) {
+        return;
+    }
+    found_.resize(logits_.size());
+    largest_.assign(logits_.size(), {});
+    const auto n_vocab = static_cast<size_t>(context_.model().n_vocab());
+    options_.workers->run(logits_.size(), [&](size_t row, size_t worker) {
+        TopSearch& search = searches_[worker];
+        if (search.scan({logits_[row], n_vocab})) { // else the head says what is wrong with it
+            const std::span<const Ranked> found = search.top(k);
+            found_[row].assign(found.begin(), found.end());
+            largest_[row] = found_[row];
+        }
+    });
+    const auto n_slots = static_cast<size_t>(info_.block_size);
+    for (size_t i = 0; i < inputs_.size(); ++i) {
+        const auto rows = std::span(largest_).subspan(i * n_slots, n_slots);
+        if (std::none_of(rows.begin(), rows.end(), [](const auto& row) { return row.empty(); })) {
+            inputs_[i].largest = rows;
+        }
+    }
 }
 
 // Inputs [anchor, MASK ...] at positions start .. (DESIGN section 2, block), all requests in one pass.

@@ -6,6 +6,8 @@
 #include "feature_queue.h"
 #include "llama_api.h"
 #include "llama_target.h"
+#include "top_k.h"
+#include "worker_pool.h"
 
 #include <memory>
 #include <string>
@@ -29,6 +31,7 @@ struct DrafterOptions {
     // 0.6B target, 80 KB for 8B), so this holds the whole window of one small model's request and 1,600 rows of a
     // large one: parked requests rarely reach it, and it is small beside the weights.
     size_t queue_bytes = size_t{128} << 20;
+    std::shared_ptr<WorkerPool> workers; // null: the heads run on the caller's thread
 };
 
 class LlamaDrafter final : public Drafter {
@@ -57,6 +60,7 @@ class LlamaDrafter final : public Drafter {
     [[nodiscard]] int32_t n_inputs() const { return info_.block_size + (info_.sample_from_anchor ? 0 : 1); }
     void draft_heads(std::span<const DraftTask> tasks, std::span<BlockDraft> drafts);
     void decode_blocks(std::span<const DraftTask> tasks);
+    void search_rows();
     void read_block(size_t index, const DraftTask& task);
     void copy_features(const ContextRow& row, std::span<float> features) const;
     void flush(std::span<const int32_t> sequences);
@@ -68,11 +72,15 @@ class LlamaDrafter final : public Drafter {
     DrafterOptions options_;
     LlamaTarget& target_;
     Context context_;
-    std::unique_ptr<SequentialHead> head_;
+    // Several where threads share them: each has requests of its own, so what it knows depends on no timing.
+    std::vector<std::unique_ptr<SequentialHead>> heads_;
+    std::vector<TopSearch> searches_; // one per worker
 
     std::vector<BatchRow> rows_;
     std::vector<const float*> logits_; // (n_tasks * block_size) rows of n_vocab
     std::vector<const float*> hidden_; // (n_tasks * block_size) rows of n_embd
+    std::vector<std::vector<Ranked>> found_;        // by slot, where workers searched the rows
+    std::vector<std::span<const Ranked>> largest_; // of them
     std::vector<BlockInput> inputs_;
     FeatureQueue queue_;
     bool is_recording_ = false;

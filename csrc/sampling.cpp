@@ -62,6 +62,13 @@ float apply_penalties(float logit, const TokenCounts::Entry& entry, const Sampli
 
 } // namespace
 
+void throw_invalid_row(std::span<const float> logits) {
+    if (is_below_infinity(logits.data(), logits.size())) {
+        throw std::runtime_error("logits must hold a finite value, got none");
+    }
+    throw_invalid_logit(logits);
+}
+
 void SamplingOptions::validate() const {
     require(std::isfinite(temperature) && temperature >= 0.0f, "temperature", "be finite and at least 0", temperature);
     require(top_k >= 0, "top_k", "be 0 (off) or positive", top_k);
@@ -146,42 +153,12 @@ float adjust_logit(float logit, int32_t id, const SamplingOptions& options, cons
     return entry != nullptr ? apply_penalties(logit, *entry, options) : logit;
 }
 
-bool DistributionBuilder::ranks_before(const Ranked& a, const Ranked& b) {
-    return a.weight != b.weight ? a.weight > b.weight : a.id < b.id;
-}
-
-// Fills group_max_ and returns the row's maximum.
-float DistributionBuilder::scan_groups(std::span<const float> logits) {
-    group_max_.resize((logits.size() + kGroup - 1) / kGroup);
-    const bool is_surely_valid = max_groups(logits.data(), logits.size(), group_max_.data());
-    if (!is_surely_valid && !is_below_infinity(logits.data(), logits.size())) {
-        throw_invalid_logit(logits);
+// Returns the row's maximum.
+float DistributionBuilder::scan(std::span<const float> logits) {
+    if (!search_.scan(logits)) {
+        throw_invalid_row(logits);
     }
-    const float largest = group_max_.empty() ? -kInf : *std::max_element(group_max_.begin(), group_max_.end());
-    if (largest == -kInf) {
-        throw std::runtime_error("logits must hold a finite value, got none");
-    }
-    return largest;
-}
-
-// All values >= threshold into ranked_, by ascending id, looking only into groups whose maximum reaches it.
-// scan_groups(values) came before.
-void DistributionBuilder::collect_at_least(std::span<const float> values, float threshold) {
-    ranked_.clear();
-    for (size_t group = 0; group < group_max_.size(); ++group) {
-        if (group_max_[group] < threshold) {
-            continue;
-        }
-        const size_t begin = group * kGroup;
-        const size_t end = std::min(values.size(), begin + kGroup);
-        size_t n = ranked_.size();
-        ranked_.resize(n + end - begin); // appended without a branch
-        for (size_t i = begin; i < end; ++i) {
-            ranked_[n] = {values[i], static_cast<int32_t>(i)};
-            n += values[i] >= threshold && values[i] > -kInf ? 1 : 0;
-        }
-        ranked_.resize(n);
-    }
+    return search_.largest();
 }
 
 // The weights of all logits >= threshold into ranked_, by ascending id. Appending without a branch, chunk by chunk,
@@ -190,7 +167,7 @@ void DistributionBuilder::collect_weights(std::span<const float> logits, float t
     ranked_.clear();
     for (size_t begin = 0; begin < logits.size(); begin += kChunk) {
         const size_t end = std::min(logits.size(), begin + kChunk);
-        const auto maxima = std::span(group_max_).subspan(begin / kGroup, (end - begin + kGroup - 1) / kGroup);
+        const auto maxima = search_.group_maxima().subspan(begin / kGroup, (end - begin + kGroup - 1) / kGroup);
         if (*std::max_element(maxima.begin(), maxima.end()) < threshold) {
             continue;
         }
@@ -205,65 +182,20 @@ void DistributionBuilder::collect_weights(std::span<const float> logits, float t
 }
 
 int32_t DistributionBuilder::argmax(std::span<const float> logits) {
-    collect_at_least(logits, scan_groups(logits));
-    return std::min_element(ranked_.begin(), ranked_.end(), ranks_before)->id;
-}
-
-// Into order_: maxima of groups of logits, at least k of them where the vocabulary is large enough. scan_groups(logits)
-// came before.
-void DistributionBuilder::find_maxima(std::span<const float> logits, size_t k) {
-    order_ = group_max_;
-    if (k <= order_.size()) {
-        return;
-    }
-    order_.clear();
-    for (size_t begin = 0; begin < logits.size(); begin += kLanes) {
-        const size_t n = std::min(kLanes, logits.size() - begin);
-        order_.push_back(*std::max_element(logits.data() + begin, logits.data() + begin + n));
-    }
-}
-
-// The k largest into ranked_, by ascending id, of equal ones those with the lowest ids. The k-th largest group maximum
-// is a lower bound of the k-th largest logit, and few logits beyond the k lie above it.
-void DistributionBuilder::collect_top_k(std::span<const float> logits, int32_t k) {
-    scan_groups(logits);
-    const auto n_wanted = static_cast<size_t>(std::max(k, 0));
-    find_maxima(logits, n_wanted);
-    collect_at_least(logits, n_wanted > 0 && n_wanted <= order_.size() ? kth_largest(order_, n_wanted, keys_) : -kInf);
-    if (n_wanted == 0) {
-        ranked_.clear();
-    } else if (n_wanted < ranked_.size()) {
-        order_.clear();
-        std::transform(ranked_.begin(), ranked_.end(), std::back_inserter(order_), [](Ranked r) { return r.weight; });
-        const float least = kth_largest(order_, n_wanted, keys_);
-        const auto is_above = [&](Ranked r) { return r.weight > least; };
-        auto n_ties = static_cast<std::ptrdiff_t>(n_wanted) - std::count_if(ranked_.begin(), ranked_.end(), is_above);
-        size_t n_kept = 0;
-        for (const Ranked entry : ranked_) {
-            if (is_above(entry) || (entry.weight == least && n_ties-- > 0)) {
-                ranked_[n_kept++] = entry;
-            }
-        }
-        ranked_.resize(n_kept);
-    }
+    return search_.at_least(scan(logits)).front().id; // of equal ones the first
 }
 
 void DistributionBuilder::select_top_k(std::span<const float> logits, int32_t k, Candidates& out) {
-    select_candidates(logits, k, out);
+    scan(logits);
+    const std::span<const Ranked> found = search_.top(k);
+    ranked_.assign(found.begin(), found.end());
     std::sort(ranked_.begin(), ranked_.end(), ranks_before);
-    for (size_t i = 0; i < ranked_.size(); ++i) {
-        out.ids[i] = ranked_[i].id;
-        out.logits[i] = ranked_[i].weight;
-    }
+    out.assign(ranked_);
 }
 
 void DistributionBuilder::select_candidates(std::span<const float> logits, int32_t k, Candidates& out) {
-    collect_top_k(logits, k);
-    out.clear();
-    for (const Ranked& entry : ranked_) {
-        out.ids.push_back(entry.id);
-        out.logits.push_back(entry.weight);
-    }
+    scan(logits);
+    out.assign(search_.top(k));
 }
 
 std::span<const float> DistributionBuilder::adjusted(std::span<const float> logits, const SamplingOptions& options,
@@ -330,10 +262,10 @@ void DistributionBuilder::keep_best(int32_t top_k) {
 
 // Logits become weights relative to the largest; returns their sum.
 double DistributionBuilder::weigh_ranked(float temperature) {
-    order_.clear();
-    std::transform(ranked_.begin(), ranked_.end(), std::back_inserter(order_),
+    logits_.clear();
+    std::transform(ranked_.begin(), ranked_.end(), std::back_inserter(logits_),
                    [](const Ranked& r) { return r.weight; });
-    exp_all(order_, *std::max_element(order_.begin(), order_.end()), 1.0f / temperature, weights_);
+    exp_all(logits_, *std::max_element(logits_.begin(), logits_.end()), 1.0f / temperature, weights_);
     for (size_t i = 0; i < ranked_.size(); ++i) {
         ranked_[i].weight = weights_[i];
     }
@@ -394,7 +326,7 @@ void DistributionBuilder::emit(const Truncation& truncation, double total, Distr
 
 void DistributionBuilder::full_distribution(std::span<const float> logits, const Truncation& truncation,
                                             Distribution& out) {
-    const float largest = scan_groups(logits);
+    const float largest = scan(logits);
     exp_all(logits, largest, 1.0f / truncation.temperature, weights_);
     const double total = sum_all(weights_);
     if (truncation.top_p < 1.0f || truncation.min_p > 0.0f) {

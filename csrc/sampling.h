@@ -5,6 +5,7 @@
 #pragma once
 
 #include "distribution.h"
+#include "top_k.h"
 
 #include <cstddef>
 #include <cstdint>
@@ -95,6 +96,16 @@ struct Candidates {
         ids.clear();
         logits.clear();
     }
+    void add(int32_t id, float logit) {
+        ids.push_back(id);
+        logits.push_back(logit);
+    }
+    void assign(std::span<const Ranked> ranked) {
+        clear();
+        for (const Ranked& entry : ranked) {
+            add(entry.id, entry.weight);
+        }
+    }
 };
 
 // Builds distributions from logits; holds the buffers they need, so keep one and reuse it.
@@ -119,37 +130,30 @@ class DistributionBuilder {
     void select_candidates(std::span<const float> logits, int32_t k, Candidates& out);
 
   private:
-    struct Ranked {
-        float weight; // a logit, or exp of one
-        int32_t id;
-    };
-
-    float scan_groups(std::span<const float> logits);
+    float scan(std::span<const float> logits);
     int32_t argmax(std::span<const float> logits);
     std::span<const float> adjusted(std::span<const float> logits, const SamplingOptions& options,
                                     const TokenCounts& counts);
     void full_distribution(std::span<const float> logits, const Truncation& truncation, Distribution& out);
     void collect_nucleus(std::span<const float> logits, float largest, double total, const Truncation& truncation);
-    void collect_at_least(std::span<const float> logits, float threshold);
-    void find_maxima(std::span<const float> logits, size_t k);
-    void collect_top_k(std::span<const float> logits, int32_t k);
     void collect_weights(std::span<const float> logits, float threshold);
     void keep_best(int32_t top_k);
     void keep_mass(double wanted);
     double weigh_ranked(float temperature);
     void emit(const Truncation& truncation, double total, Distribution& out);
-    static bool ranks_before(const Ranked& a, const Ranked& b);
     static double sum_weights(std::span<const Ranked> ranked);
 
+    TopSearch search_;
     std::vector<float> adjusted_;  // (n_vocab,) a copy, only when bias or penalties apply
     std::vector<float> weights_;   // (n_vocab,) exp((logit - max) / T)
-    std::vector<float> group_max_; // one maximum per group of neighbouring logits
-    std::vector<float> order_;     // of which the k-th largest is looked for
-    std::vector<int32_t> keys_;    // scratch of kth_largest
+    std::vector<float> logits_;    // of ranked_
     std::vector<Ranked> ranked_;   // candidates under selection
     std::vector<Ranked> boundary_; // those among which top_p cuts
     Candidates selected_;
 };
+
+// Says what is wrong with a row that TopSearch::scan() refuses.
+[[noreturn]] void throw_invalid_row(std::span<const float> logits);
 
 // Bias and penalties, in place, on a row over the whole vocabulary, and on one logit where only a few are at hand.
 void adjust_logits(std::span<float> logits, const SamplingOptions& options, const TokenCounts& counts);

@@ -2,7 +2,7 @@
 // into the vector q with B = W2 q; the two heads differ only in the rows of W2 they read.
 #include "sequential_head.h"
 
-#include "follower_table.h"
+#include "candidate_search.h"
 #include "transition_model.h"
 #include "vector_loops.h"
 
@@ -87,7 +87,7 @@ class SequentialHeadBase : public SequentialHead {
             target_to_row_.assign(static_cast<size_t>(weights_.n_vocab), -1);
         }
         for (size_t row = 0; row < weights_.d2t.size(); ++row) {
-            target_to_row_[static_cast<size_t>(weights_.d2t[row])] = static_cast<int64_t>(row);
+            target_to_row_[static_cast<size_t>(weights_.d2t[row])] = static_cast<int32_t>(row);
         }
         w2_row_.resize(static_cast<size_t>(weights_.rank));
     }
@@ -102,6 +102,7 @@ class SequentialHeadBase : public SequentialHead {
         transition_.prepare(inputs);
         for (size_t block = 0; block < inputs.size(); ++block) {
             transition_.begin(block);
+            begin_block(inputs[block]);
             draft_block(inputs[block], drafts[block]);
             end_block();
         }
@@ -112,6 +113,7 @@ class SequentialHeadBase : public SequentialHead {
     virtual void fill_distribution(const BlockInput& input, size_t slot, int32_t previous, SlotTrace* trace,
                                    Distribution& out) = 0;
     virtual void check_logits(const BlockInput& input) const = 0;
+    virtual void begin_block(const BlockInput&) {}
     virtual void end_block() {}
 
     // Row of W2 for a target id; -1 outside the draft vocabulary.
@@ -137,11 +139,7 @@ class SequentialHeadBase : public SequentialHead {
         return dot(w2_row_.data(), state.data(), w2_row_.size());
     }
 
-    void prefetch_bias(int64_t row) const {
-        if (weights_.type != MarkovHeadType::none && row >= 0) {
-            weights_.w2.prefetch(row);
-        }
-    }
+    [[nodiscard]] bool has_bias(int64_t row) const { return weights_.type != MarkovHeadType::none && row >= 0; }
 
     void begin_trace(SlotTrace* trace) const {
         if (trace != nullptr) {
@@ -205,7 +203,7 @@ class SequentialHeadBase : public SequentialHead {
     }
 
     TransitionModel transition_;
-    std::vector<int64_t> target_to_row_; // (n_vocab,) inverse of d2t, or empty
+    std::vector<int32_t> target_to_row_; // (n_vocab,) inverse of d2t, or empty
     std::vector<float> w2_row_;          // (r,)
 };
 
@@ -245,7 +243,9 @@ class FullSequentialHead final : public SequentialHeadBase {
 class CandidateSequentialHead final : public SequentialHeadBase {
   public:
     CandidateSequentialHead(HeadWeights weights, int32_t n_candidates, int32_t n_followers)
-        : SequentialHeadBase(std::move(weights)), n_candidates_(n_candidates), followers_(weights_, n_followers) {}
+        : SequentialHeadBase(std::move(weights)), search_(weights_, n_candidates, n_followers) {}
+
+    [[nodiscard]] int32_t n_searched() const override { return search_.n_searched(); }
 
   protected:
     void check_logits(const BlockInput& input) const override {
@@ -263,80 +263,72 @@ class CandidateSequentialHead final : public SequentialHeadBase {
         }
     }
 
-    // The K best of U + B could only be found by reading all of W2. The best of U (the soft-cap is monotone) and the
-    // best of B, which are known beforehand, hold it nearly always.
+    void begin_block(const BlockInput& input) override { look_ahead(input, 0); }
+
     void fill_distribution(const BlockInput& input, size_t slot, int32_t previous, SlotTrace* trace,
                            Distribution& out) override {
         const Candidates& chosen =
-            input.candidates.empty() ? select(input.base_logits[slot], previous) : input.candidates[slot];
+            input.candidates.empty() ? search_.select(input, slot, previous) : input.candidates[slot];
+        find_rows(chosen);
+        look_ahead(input, slot + 1);
         scored_.clear();
         for (size_t i = 0; i < chosen.ids.size(); ++i) {
-            if (i + kAhead < chosen.ids.size()) {
-                prefetch_bias(row_of(chosen.ids[i + kAhead]));
-            }
-            score(input, chosen.ids[i], chosen.logits[i], trace);
+            prefetch_rows(i);
+            score(input, rows_[i], chosen.ids[i], chosen.logits[i], trace);
         }
         builder_.candidate_distribution(scored_, input.truncation, out);
     }
 
-    void end_block() override { followers_.end_block(); }
+    void end_block() override { search_.end_block(); }
 
   private:
-    const Candidates& select(const float* logits, int32_t previous) {
-        const bool is_known = followers_.knows(previous);
-        if (!is_known) {
-            followers_.want(previous);
+    // Searches a slot before the one in front of it is drawn, so that its rows of W2 are on their way meanwhile.
+    void look_ahead(const BlockInput& input, size_t slot) {
+        rows_ahead_.clear();
+        if (slot >= input.hidden.size() || !input.candidates.empty()) {
+            return;
         }
-        const std::span<const float> row(logits, static_cast<size_t>(weights_.n_vocab));
-        const int64_t n_wanted = is_known ? n_candidates_ : kUnknownFactor * n_candidates_;
-        builder_.select_candidates(row, static_cast<int32_t>(std::min(n_wanted, weights_.n_vocab)), selected_);
-        join(logits, followers_.find(previous));
-        return joined_;
-    }
-
-    // selected_ and followers into joined_; all three by ascending id, as distributions are.
-    void join(const float* logits, std::span<const int32_t> followers) {
-        joined_.clear();
-        const auto add = [this](int32_t id, float logit) {
-            joined_.ids.push_back(id);
-            joined_.logits.push_back(logit);
-        };
-        size_t next = 0;
-        for (const int32_t id : followers) {
-            while (next < selected_.ids.size() && selected_.ids[next] < id) {
-                add(selected_.ids[next], selected_.logits[next]);
-                ++next;
-            }
-            const bool is_there = next < selected_.ids.size() && selected_.ids[next] == id;
-            if (!is_there && logits[id] > -kInf) {
-                add(id, logits[id]);
-            }
-        }
-        for (; next < selected_.ids.size(); ++next) {
-            add(selected_.ids[next], selected_.logits[next]);
+        for (const Ranked& entry : search_.look_ahead(input, slot)) {
+            rows_ahead_.push_back(row_of(entry.id));
         }
     }
 
-    void score(const BlockInput& input, int32_t id, float logit, SlotTrace* trace) {
-        const int64_t row = row_of(id);
+    // Into rows_, and begins to find their pages.
+    void find_rows(const Candidates& chosen) {
+        rows_.clear();
+        for (const int32_t id : chosen.ids) {
+            rows_.push_back(row_of(id));
+            if (has_bias(rows_.back())) {
+                weights_.w2.prefetch_page(rows_.back());
+            }
+        }
+    }
+
+    // What is multiplied soon, and a row of the next slot.
+    void prefetch_rows(size_t i) const {
+        if (i + kAhead < rows_.size() && has_bias(rows_[i + kAhead])) {
+            weights_.w2.prefetch(rows_[i + kAhead]);
+        }
+        if (i < rows_ahead_.size() && has_bias(rows_ahead_[i])) {
+            weights_.w2.prefetch_early(rows_ahead_[i]);
+        }
+    }
+
+    void score(const BlockInput& input, int64_t row, int32_t id, float logit, SlotTrace* trace) {
         if (row < 0) {
             return;
         }
         const float base = soft_capped(logit);
         const float bias = transition_bias(row);
         add_trace(trace, id, base, bias);
-        scored_.ids.push_back(id);
-        scored_.logits.push_back(
-            input.sampling == nullptr ? base + bias : adjust_logit(base + bias, id, *input.sampling, *input.counts));
+        scored_.add(id, input.sampling == nullptr ? base + bias
+                                                  : adjust_logit(base + bias, id, *input.sampling, *input.counts));
     }
 
-    static constexpr int64_t kUnknownFactor = 4; // more of U while a token's followers are not known
-
-    int32_t n_candidates_;
-    FollowerTable followers_;
-    Candidates selected_; // ids and U
-    Candidates joined_;   // with the followers
-    Candidates scored_;   // ids and U + B
+    CandidateSearch search_;
+    std::vector<int64_t> rows_;       // of W2, of a slot's candidates
+    std::vector<int64_t> rows_ahead_; // of those of the next slot that are known
+    Candidates scored_;               // ids and U + B
 };
 
 } // namespace

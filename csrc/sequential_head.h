@@ -38,6 +38,14 @@ struct RowTable {
             __builtin_prefetch(row(i) + at);
         }
     }
+    // Into the L2 cache.
+    void prefetch_early(int64_t i) const {
+        for (size_t at = 0; at < row_bytes; at += 64) {
+            __builtin_prefetch(row(i) + at, 0, 2);
+        }
+    }
+    // Rows lie in pages of their own, and finding a page takes longer than reading a line: all of them at once.
+    void prefetch_page(int64_t i) const { __builtin_prefetch(row(i)); }
 };
 
 enum class MarkovHeadType { none, vanilla, gated, rnn };
@@ -67,6 +75,9 @@ struct BlockInput {
     // In place of base_logits where the device already selected: per slot the ids and their U (before soft-cap), any
     // order, ids distinct. Only CandidateSequentialHead takes it.
     std::span<const Candidates> candidates;
+    // Beside base_logits, where the pass has searched its rows: per slot the n_searched() largest U, as
+    // TopSearch::top() gives them.
+    std::span<const std::span<const Ranked>> largest;
     std::span<const float* const> hidden; // h: n_slots pointers to rows of hidden_size
     int32_t anchor = 0;                   // x_0
     uint64_t start = 0;                   // absolute position of the anchor; slot k predicts start + 1 + k
@@ -101,6 +112,8 @@ class SequentialHead {
     // Drafts for several requests at once; inputs and drafts pair up. Throws std::invalid_argument for a token, count
     // or width out of range, std::runtime_error for NaN logits or a slot without a finite logit.
     virtual void draft_blocks(std::span<const BlockInput> inputs, std::span<BlockDraft> drafts) = 0;
+    // How many of a row's largest U BlockInput::largest must hold (or all, where there are fewer); 0: not looked at.
+    [[nodiscard]] virtual int32_t n_searched() const { return 0; }
 };
 
 // Throws std::invalid_argument, naming the tensor, when shapes do not fit together.

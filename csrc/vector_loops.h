@@ -11,6 +11,10 @@
 #include <span>
 #include <vector>
 
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
 namespace dspark {
 
 inline constexpr size_t kLanes = 16;
@@ -66,6 +70,27 @@ inline bool max_groups(const float* x, size_t n, float* maxima) {
         maxima[n_whole] = *std::max_element(x, x + n_rest);
     }
     return std::all_of(n_bad, n_bad + kLanes, [](int32_t bad) { return bad == 0; }) && is_below_infinity(x, n_rest);
+}
+
+// Bit i says whether x[i] >= threshold; n is at most kMaxGroup. Compilers do not find these instructions by themselves.
+inline uint64_t mask_at_least(const float* x, size_t n, float threshold) {
+    uint64_t bits = 0;
+    size_t i = 0;
+#if defined(__AVX512F__)
+    for (; i + 16 <= n; i += 16) {
+        const __m512 values = _mm512_loadu_ps(x + i);
+        bits |= uint64_t{_mm512_cmp_ps_mask(values, _mm512_set1_ps(threshold), _CMP_GE_OQ)} << i;
+    }
+#elif defined(__SSE2__)
+    for (; i + 4 <= n; i += 4) {
+        const __m128 reached = _mm_cmpge_ps(_mm_loadu_ps(x + i), _mm_set1_ps(threshold));
+        bits |= static_cast<uint64_t>(_mm_movemask_ps(reached)) << i;
+    }
+#endif
+    for (; i < n; ++i) {
+        bits |= uint64_t{x[i] >= threshold} << i;
+    }
+    return bits;
 }
 
 // Floats (no NaN) as integers of the same order, and back; -0 counts as less than 0.
@@ -192,6 +217,23 @@ inline float dot(const float* a, const float* b, size_t n) {
     return sum_lanes(lanes);
 }
 
+// lanes[j] += halves[j] * x[j]. Compilers spell the conversion out, some six instructions for one.
+inline void add_products_f16(const uint16_t* halves, const float* x, float (&lanes)[kLanes]) {
+#if defined(__AVX512F__)
+    const __m512 row = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(halves)));
+    _mm512_storeu_ps(lanes, _mm512_fmadd_ps(row, _mm512_loadu_ps(x), _mm512_loadu_ps(lanes)));
+#elif defined(__F16C__) && defined(__FMA__)
+    for (size_t j = 0; j < kLanes; j += 8) {
+        const __m256 row = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(halves + j)));
+        _mm256_storeu_ps(lanes + j, _mm256_fmadd_ps(row, _mm256_loadu_ps(x + j), _mm256_loadu_ps(lanes + j)));
+    }
+#else
+    for (size_t j = 0; j < kLanes; ++j) {
+        lanes[j] += float_of_half(halves[j]) * x[j];
+    }
+#endif
+}
+
 // (n,) . (n,), the first in IEEE half: the same sum, to the bit, as decode_f16 and dot give.
 inline float dot_f16(const void* source, const float* x, int64_t n) {
     const auto* halves = static_cast<const uint16_t*>(source);
@@ -199,9 +241,7 @@ inline float dot_f16(const void* source, const float* x, int64_t n) {
     const auto n_all = static_cast<size_t>(n);
     const size_t whole = n_all - n_all % kLanes;
     for (size_t i = 0; i < whole; i += kLanes) {
-        for (size_t j = 0; j < kLanes; ++j) {
-            lanes[j] += float_of_half(halves[i + j]) * x[i + j];
-        }
+        add_products_f16(halves + i, x + i, lanes);
     }
     for (size_t i = whole; i < n_all; ++i) {
         lanes[i - whole] += float_of_half(halves[i]) * x[i];

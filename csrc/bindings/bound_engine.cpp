@@ -159,6 +159,7 @@ std::unique_ptr<BoundEngine> make_engine(std::shared_ptr<Model> target, std::sha
         draft.n_candidates = options.n_candidates;
         draft.kv_type = options.kv_type == "f32" ? "f32" : "f16";
         draft.flash_attention_off = !*options.flash_attention;
+        draft.workers = workers;
         real_drafter = std::make_unique<LlamaDrafter>(drafter, *real_target, draft);
         bound->draft_context_bytes = real_drafter->context().memory_bytes();
     }

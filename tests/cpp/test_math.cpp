@@ -8,6 +8,7 @@
 #include "random.h"
 #include "sampling.h"
 #include "sequential_head.h"
+#include "top_k.h"
 #include "vector_loops.h"
 
 #include <algorithm>
@@ -148,6 +149,75 @@ void test_selection() {
     }
     CHECK(throws<std::invalid_argument>([&] { (void)top_logprobs(ties, 3000, 1); }, "below n_vocab 3000"));
     CHECK(std::fabs(top_logprobs(ties, 5, 2).chosen + std::log(3000.0f)) < 1e-5f);
+}
+
+// Against a plain sort: ties, -inf, extremes, lengths around the groups' ends.
+void test_top_rows() {
+    for (const size_t n : {1, 63, 64, 65, 300, 4097, 40000}) {
+        for (const float step : {1e3F, 1.0F, 1e-6F}) { // all tied, many, none
+            std::vector<float> row = noise(n, n);
+            std::ranges::transform(row, row.begin(), [&](float value) { return step * std::round(value / step); });
+            for (size_t i = 0; i < n; i += 7) {
+                row[i] = i % 2 == 0 ? -kInf : std::numeric_limits<float>::lowest();
+            }
+            row[n - 1] = std::numeric_limits<float>::max();
+            row[n / 2] = -0.0F;
+            std::vector<Ranked> sorted;
+            for (size_t i = 0; i < n; ++i) {
+                if (row[i] > -kInf) {
+                    sorted.push_back({row[i], static_cast<int32_t>(i)});
+                }
+            }
+            std::sort(sorted.begin(), sorted.end(), ranks_before);
+            for (const int32_t k : {1, 16, 64, 256, 5000}) {
+                std::vector<Ranked> expected(sorted.begin(),
+                                             sorted.begin() + std::min<std::ptrdiff_t>(k, std::ssize(sorted)));
+                std::ranges::sort(expected, {}, &Ranked::id);
+                TopSearch search;
+                CHECK(search.scan(row));
+                CHECK(search.largest() == sorted.front().weight);
+                const std::span<const Ranked> found = search.top(k);
+                const auto is_same = [](const Ranked& a, const Ranked& b) {
+                    return a.id == b.id && a.weight == b.weight;
+                };
+                CHECK(std::ranges::equal(found, expected, is_same));
+            }
+        }
+    }
+}
+
+void test_top_rows_by_parts() {
+    constexpr int64_t kRows = 5;
+    constexpr int64_t kValues = 700;
+    constexpr int64_t kStride = 720;
+    constexpr int32_t kTop = 20;
+    std::vector<float> rows = noise(kRows * kStride, 3);
+    rows[3 * kStride + 11] = std::numeric_limits<float>::quiet_NaN();
+    std::fill_n(rows.begin() + 4 * kStride, kValues, -kInf);
+    rows[4 * kStride + 5] = 1.0F;
+    TopSearch search;
+    std::array<int64_t, kValues> reduced{};
+    for (size_t i = 0; i < reduced.size(); ++i) {
+        reduced[i] = 3 * static_cast<int64_t>(i) + 1;
+    }
+    for (const int n_parts : {1, 2, 3, 9}) {
+        const int64_t* names = n_parts % 2 == 0 ? reduced.data() : nullptr;
+        std::vector<Ranked> out(kRows * (kTop + 1), {-7.0F, -7});
+        for (int part = 0; part < n_parts; ++part) {
+            top_rows({rows.data(), kStride, kRows, kValues, kTop, names, out.data()}, part, n_parts);
+        }
+        for (int64_t row = 0; row < kRows; ++row) {
+            const Ranked* of_row = out.data() + row * (kTop + 1);
+            const bool is_valid = search.scan(std::span(rows).subspan(static_cast<size_t>(row * kStride), kValues));
+            CHECK(is_valid == (row != 3));
+            CHECK(of_row->id == (row == 3 ? -1 : row == 4 ? 1 : kTop));
+            const std::span<const Ranked> found = is_valid ? search.top(kTop) : std::span<const Ranked>{};
+            for (size_t i = 0; i < found.size(); ++i) {
+                const int32_t id = names == nullptr ? found[i].id : 3 * found[i].id + 1;
+                CHECK(of_row[1 + i].id == id && of_row[1 + i].weight == found[i].weight);
+            }
+        }
+    }
 }
 
 void test_kth_largest() {
@@ -378,6 +448,49 @@ void test_followers() {
     }
 }
 
+// Lists that take longer than the constructor may are made for tokens met again and again, not for passers-by.
+void test_followers_of_frequent_tokens() {
+    constexpr int64_t kVocab = 25000;
+    constexpr int64_t kRank = 4096;
+    static const std::vector<float> row(kRank, 0.5F);
+    HeadWeights weights;
+    weights.type = MarkovHeadType::vanilla;
+    weights.n_vocab = kVocab;
+    weights.rank = kRank;
+    weights.w1 = {reinterpret_cast<const std::byte*>(row.data()), 0, kVocab, kRank, // every row the same one
+                  [](const void* source, float* out, int64_t n) {
+                      std::memcpy(out, source, static_cast<size_t>(n) * sizeof(float));
+                  }};
+    weights.w2 = weights.w1;
+    weights.w2.dot_rows = [](const RowTable&, const std::byte*, int64_t n_rows, const float*, int64_t n_vectors,
+                             float* y) {
+        for (int64_t v = 0; v < n_vectors; ++v) {
+            for (int64_t i = 0; i < n_rows; ++i) {
+                y[v * n_rows + i] = static_cast<float>(i % 7);
+            }
+        }
+        return true;
+    };
+    FollowerTable table(weights, 16);
+    CHECK(table.knows(0) && !table.knows(20000) && table.find(20000).empty());
+    const auto meet = [&](int32_t token, int32_t n_blocks) {
+        for (int32_t i = 0; i < n_blocks; ++i) {
+            table.want(token);
+            table.end_block();
+        }
+    };
+    meet(20001, 2);
+    for (int32_t other = 10000; other < 10200; ++other) {
+        meet(other, 1);
+    }
+    CHECK(!table.knows(20001) && !table.knows(10000)); // 25,000 rows: two meetings are not enough
+    meet(20001, 1);
+    meet(20002, 16);
+    CHECK(table.knows(20001) && table.knows(20002) && !table.knows(10000));
+    const std::span<const int32_t> found = table.find(20001);
+    CHECK(found.size() == 16 && std::ranges::is_sorted(found) && found[0] == 6 && found[1] == 13);
+}
+
 } // namespace
 
 int main() {
@@ -385,9 +498,12 @@ int main() {
     test_distributions();
     test_selection();
     test_kth_largest();
+    test_top_rows();
+    test_top_rows_by_parts();
     test_counts();
     test_verification();
     test_heads();
     test_followers();
+    test_followers_of_frequent_tokens();
     return check_summary();
 }
