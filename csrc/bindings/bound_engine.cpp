@@ -29,6 +29,8 @@ void validate(const LLMOptions& options) {
             "n_threads must be in 0 .. 512, got " + std::to_string(options.n_threads));
     require(options.n_threads_batch >= 0 && options.n_threads_batch <= 512,
             "n_threads_batch must be in 0 .. 512, got " + std::to_string(options.n_threads_batch));
+    require(options.n_workers >= -1 && options.n_workers <= 512,
+            "n_workers must be in -1 .. 512, got " + std::to_string(options.n_workers));
     require(options.n_candidates >= 1, "n_candidates must be at least 1, got " + std::to_string(options.n_candidates));
     (void)parse_policy(options.policy);
     require(options.objective == "throughput" || options.objective == "latency",
@@ -121,8 +123,9 @@ EngineOptions engine_options(const LLMOptions& options) {
 // While a GPU computes the passes, the processor has nothing to do but to read what comes out of them.
 std::shared_ptr<WorkerPool> make_workers(const LLMOptions& options, const Model& target) {
     constexpr int32_t kMostThreads = 16;
-    const int32_t n_threads = std::min(options.n_threads, kMostThreads);
-    return target.output_device().empty() || n_threads < 2 ? nullptr : std::make_shared<WorkerPool>(n_threads);
+    const int32_t idle = target.output_device().empty() ? 1 : std::min(options.n_threads, kMostThreads);
+    const int32_t n_workers = options.n_workers < 0 ? idle : options.n_workers;
+    return n_workers < 2 ? nullptr : std::make_shared<WorkerPool>(n_workers);
 }
 
 std::unique_ptr<Scheduler> make_scheduler(const LLMOptions& options, const Model& target, int32_t block) {

@@ -247,7 +247,7 @@ void register_engine(py::module_& module) {
                          const std::string& policy, const std::string& objective,
                          const std::vector<CalibrationTuple>& calibration, int32_t draft_window, int32_t max_queue,
                          int32_t prefill_chunk, bool prefix_reuse, std::optional<bool> flash_attention,
-                         const std::optional<SyntheticOptions>& synthetic_acceptance) {
+                         int32_t n_workers, const std::optional<SyntheticOptions>& synthetic_acceptance) {
                  LLMOptions options;
                  options.n_ctx = n_ctx;
                  options.n_parallel = n_parallel;
@@ -265,6 +265,7 @@ void register_engine(py::module_& module) {
                  options.prefill_chunk = prefill_chunk;
                  options.prefix_reuse = prefix_reuse;
                  options.flash_attention = flash_attention;
+                 options.n_workers = n_workers;
                  options.synthetic = synthetic_acceptance.value_or(SyntheticOptions{});
                  const py::gil_scoped_release release;
                  return make_engine(std::move(target), std::move(drafter), options);
@@ -276,7 +277,7 @@ void register_engine(py::module_& module) {
              py::arg("objective") = "throughput", py::arg("calibration") = std::vector<CalibrationTuple>{},
              py::arg("draft_window") = 4096, py::arg("max_queue") = 512, py::arg("prefill_chunk") = 64,
              py::arg("prefix_reuse") = true, py::arg("flash_attention") = py::none(),
-             py::arg("synthetic_acceptance") = py::none())
+             py::arg("n_workers") = -1, py::arg("synthetic_acceptance") = py::none())
         .def("submit", &submit_request, py::arg("prompt"), py::arg("options").none(false))
         .def("step", &run_step)
         .def("turn", &run_turn, py::arg("budget_ms"))

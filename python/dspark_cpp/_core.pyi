@@ -397,6 +397,7 @@ class Engine:
         prefill_chunk: int = 64,  # most rows of prompts in a pass while anyone decodes
         prefix_reuse: bool = True,  # finished requests leave their cells for later ones that begin alike
         flash_attention: bool | None = None,  # None: on, but for an f32 cache on the CPU
+        n_workers: int = -1,  # threads that share reading logits; -1: n_threads where a GPU computes, else none
         synthetic_acceptance: SyntheticAcceptance | None = None,  # for timing alone: no text
     ) -> None: ...
     def submit(self, prompt: Sequence[int], options: RequestOptions) -> int: ...
