@@ -150,8 +150,7 @@ struct ContextOptions {
     std::string kv_type = "f16"; // f32 | f16 | bf16 | q8_0 | q4_0
     bool flash_attention_off = false;
     bool offload_kv = true;
-    bool keep_graphs =
-        false; // by shape (llama_kept_graphs.h), for passes whose shapes alternate; no layer is tapped then
+    int32_t n_kept_rows = 0; // passes of at most so many rows keep their graphs by shape (llama_kept_graphs.h)
 };
 
 class Context {

@@ -101,8 +101,8 @@ Context::Context(std::shared_ptr<Model> model, const ContextOptions& options, Co
         throw ModelLoadError("cannot make a context for " + model_->path() + ": " +
                              take_error("llama.cpp gave no reason"));
     }
-    if (options.keep_graphs) {
-        impl_->graphs = std::make_unique<KeptGraphs>(*impl_->context);
+    if (options.n_kept_rows > 0) {
+        impl_->graphs = std::make_unique<KeptGraphs>(*impl_->context, options.n_kept_rows);
     }
     impl_->batch = llama_batch_ext_init(impl_->context);
     impl_->n_positions = llama_model_rope_type(model_->impl().model) == LLAMA_ROPE_TYPE_MROPE ? 4 : 1;
@@ -240,13 +240,12 @@ std::span<const float> Context::layer_input(int32_t layer) const {
         throw std::logic_error("layer " + std::to_string(layer) + " is not tapped or nothing was decoded");
     }
     const size_t n = static_cast<size_t>(impl_->n_rows) * static_cast<size_t>(model_->n_embd());
-    return {llama_get_embeddings_layer_inp(impl_->context, static_cast<uint32_t>(layer)), n};
+    const float* states = impl_->is_kept ? impl_->graphs->layer_input(layer)
+                                         : llama_get_embeddings_layer_inp(impl_->context, static_cast<uint32_t>(layer));
+    return {states, n};
 }
 
 void Context::tap_layer(int32_t layer) {
-    if (impl_->graphs) {
-        throw std::logic_error("cannot tap layer " + std::to_string(layer) + ": kept graphs have no taps");
-    }
     if (!model_->can_tap_layers()) {
         throw ModelMismatchError("cannot tap layers of architecture " + model_->architecture());
     }
@@ -256,6 +255,9 @@ void Context::tap_layer(int32_t layer) {
     }
     llama_set_embeddings_layer_inp(impl_->context, static_cast<uint32_t>(layer), true);
     impl_->is_tapped[static_cast<size_t>(layer)] = true;
+    if (impl_->graphs) {
+        impl_->graphs->drop();
+    }
 }
 
 void Context::remove(int32_t sequence, int32_t begin, int32_t end) {

@@ -1,6 +1,8 @@
 // Implements llama_kept_graphs.h.
 #include "llama_kept_graphs.h"
 
+#include "llama-kv-cache-iswa.h"
+#include "llama-kv-cache.h"
 #include "llama-model.h"
 
 #include "ggml-cpu.h"
@@ -14,7 +16,7 @@ namespace dspark {
 
 namespace {
 
-// Injections of a round have 1 to 8 rows a request, blocks one shape for each number of requests.
+// A request's injections and rounds have 1 to 8 rows; blocks have one shape for each number of requests.
 constexpr size_t kMostGraphs = 12;
 // Graphs with outputs beyond which none is added: a block at V = 152k takes 10 MB, those of 8 requests 80 MB. Building
 // such a graph is little beside computing it.
@@ -64,8 +66,9 @@ struct KeptGraphs::Graph {
     ggml_backend_sched_ptr sched;
 };
 
-KeptGraphs::KeptGraphs(llama_context& context)
-    : context_(context), model_(context.get_model()), batch_(model_.hparams.n_pos_per_embd()) {
+KeptGraphs::KeptGraphs(llama_context& context, int32_t most_rows)
+    : context_(context), model_(context.get_model()), most_rows_(static_cast<size_t>(most_rows)),
+      batch_(model_.hparams.n_pos_per_embd()), layers_(context.get_cparams().embeddings_layer_inp.size()) {
     ggml_backend_sched_t sched = context.get_sched();
     for (int i = 0; i < ggml_backend_sched_get_n_backends(sched); ++i) {
         ggml_backend_t backend = ggml_backend_sched_get_backend(sched, i);
@@ -81,9 +84,13 @@ KeptGraphs::~KeptGraphs() { finish(); }
 
 std::optional<int32_t> KeptGraphs::process(const llama_batch_ext& batch) {
     finish();
+    if (std::exchange(is_stale_, false)) {
+        silent_.clear();
+        telling_.clear();
+    }
     const llama_cparams& options = context_.get_cparams();
     const bool has_wrong_width = batch.n_embd > 0 && batch.n_embd != batch.n_embd_inp;
-    if (has_wrong_width || !batch_.init(batch, model_.vocab, options.embeddings)) {
+    if (batch.tokens.size() > most_rows_ || has_wrong_width || !batch_.init(batch, model_.vocab, options.embeddings)) {
         return std::nullopt;
     }
     context_.memory_update(false); // rotates the keys of cells that were moved
@@ -127,10 +134,19 @@ int32_t KeptGraphs::compute(llama_memory_context_i& memory) {
         graph.is_built = false;
         return status_of(status);
     }
-    ggml_tensor* states = graph.shape.has_states ? graph.result.get_embd() : nullptr;
-    const bool is_there =
-        logits_.fetch(graph.sched.get(), graph.result.get_logits()) && states_.fetch(graph.sched.get(), states);
-    return is_there ? 0 : kAllocationFailed;
+    return fetch_results(graph) ? 0 : kAllocationFailed;
+}
+
+bool KeptGraphs::fetch_results(Graph& graph) {
+    ggml_backend_sched_t sched = graph.sched.get();
+    bool is_there = logits_.fetch(sched, graph.result.get_logits());
+    is_there &= states_.fetch(sched, graph.shape.has_states ? graph.result.get_embd() : nullptr);
+    for (size_t layer = 0; layer < layers_.size(); ++layer) {
+        if (context_.get_cparams().embeddings_layer_inp[layer]) {
+            is_there &= layers_[layer].fetch(sched, graph.result.get_layer_inp(static_cast<int>(layer)));
+        }
+    }
+    return is_there;
 }
 
 // The graph of this shape, or one for it that is not built.
@@ -139,7 +155,7 @@ KeptGraphs::Graph& KeptGraphs::graph_for(const llama_ubatch& pass) {
     shape.has_tokens = pass.token != nullptr;
     shape.has_states = context_.get_cparams().embeddings;
     shape.n_rows = pass.n_tokens;
-    shape.n_sequences = shape.has_tokens ? pass.n_seqs_unq : 1;
+    shape.n_sequences = mixes_sequences(pass) ? pass.n_seqs_unq : 1;
     shape.n_outputs = batch_.get_n_outputs();
     Graphs& graphs = shape.n_outputs > 0 ? telling_ : silent_;
     const auto at = std::find_if(graphs.begin(), graphs.end(), [&](const auto& one) { return one->shape == shape; });
@@ -151,6 +167,16 @@ KeptGraphs::Graph& KeptGraphs::graph_for(const llama_ubatch& pass) {
     graph.shape = shape;
     graph.is_built = false;
     return graph;
+}
+
+// Whether a graph depends on how many sequences there are. With a plain unified cache none does, but for a drafter's
+// blocks; nor do rows that are injected, which meet no others.
+bool KeptGraphs::mixes_sequences(const llama_ubatch& pass) const {
+    const llama_cparams& options = context_.get_cparams();
+    const bool is_plain = dynamic_cast<const llama_kv_cache*>(context_.get_memory()) != nullptr ||
+                          dynamic_cast<const llama_kv_cache_iswa*>(context_.get_memory()) != nullptr;
+    const bool is_one_stream = is_plain && options.kv_unified && options.pooling_type == LLAMA_POOLING_TYPE_NONE;
+    return pass.equal_seqs() || !is_one_stream || (model_.arch == LLM_ARCH_DFLASH && pass.token != nullptr);
 }
 
 // A new one while there is room. Else another shape's, with its buffers: the largest, so that few become large.
@@ -179,24 +205,23 @@ KeptGraphs::Graph& KeptGraphs::empty_graph(Graphs& graphs) const {
 
 llm_graph_params KeptGraphs::graph_params(Graph& graph, const llama_ubatch& pass,
                                           const llama_memory_context_i& memory) const {
-    llm_graph_params params{};
-    params.arch = model_.arch;
-    params.hparams = model_.hparams;
-    params.cparams = context_.get_cparams();
-    params.ubatch = pass;
-    // Injected rows meet nobody else's: their graph is the same whosever they are.
+    llm_graph_params params{.arch = model_.arch,
+                            .hparams = model_.hparams, // 60 KB: constructed in place
+                            .cparams = context_.get_cparams(),
+                            .ubatch = pass,
+                            .gtype = LLM_GRAPH_TYPE_DEFAULT,
+                            .sched = graph.sched.get(),
+                            .backend_cpu = backends_.back(),
+                            .cvec = &no_control_vector_,
+                            .loras = &no_adapters_,
+                            .mctx = &memory,
+                            .cross = &no_encoder_,
+                            .prec_policy = &model_.prec_policy,
+                            .samplers = {},
+                            .n_outputs = graph.shape.n_outputs,
+                            .cb = name_and_place(graph.sched.get()),
+                            .res = &graph.result};
     params.ubatch.n_seqs_unq = graph.shape.n_sequences;
-    params.gtype = LLM_GRAPH_TYPE_DEFAULT;
-    params.sched = graph.sched.get();
-    params.backend_cpu = backends_.back();
-    params.cvec = &no_control_vector_;
-    params.loras = &no_adapters_;
-    params.mctx = &memory;
-    params.cross = &no_encoder_;
-    params.prec_policy = &model_.prec_policy;
-    params.n_outputs = graph.shape.n_outputs;
-    params.cb = name_and_place(graph.sched.get());
-    params.res = &graph.result;
     return params;
 }
 
@@ -268,6 +293,11 @@ const float* KeptGraphs::logits(int32_t row) {
 const float* KeptGraphs::state(int32_t row) {
     const int32_t output = output_of(row);
     return output < 0 || states_.data == nullptr ? nullptr : states_.row(output);
+}
+
+const float* KeptGraphs::layer_input(int32_t layer) {
+    finish();
+    return layers_.at(static_cast<size_t>(layer)).data;
 }
 
 void KeptGraphs::finish() {

@@ -1,8 +1,8 @@
 // Forward passes on a llama_context's memory and backends whose graphs are kept by shape. llama_context remembers the
-// newest graph only: where passes of two kinds alternate, as a drafter's injections and blocks do, it builds, splits
-// and allocates one for every pass, and it copies what comes out. Here each shape has a graph and buffers of its own,
-// and results are read where they lie, if that is the host's memory. Owns: graphs, their buffers. Must not know:
-// requests, what a pass is for. Threads: the context's.
+// newest graph only: where passes of several shapes alternate, as a drafter's injections and blocks do and a target's
+// rounds of several lengths, it builds, splits and allocates one for every pass, and it copies what comes out. Here
+// each shape has a graph and buffers of its own, and results are read where they lie, if that is the host's memory.
+// Owns: graphs, their buffers. Must not know: requests, what a pass is for. Threads: the context's.
 #pragma once
 
 #include "llama-context.h"
@@ -18,18 +18,21 @@ namespace dspark {
 
 class KeptGraphs {
   public:
-    explicit KeptGraphs(llama_context& context); // which must outlive this
+    // The context must outlive this.
+    KeptGraphs(llama_context& context, int32_t most_rows);
     ~KeptGraphs();
     KeptGraphs(const KeptGraphs&) = delete;
     KeptGraphs& operator=(const KeptGraphs&) = delete;
 
-    // llama_process() with its status. Nothing where that has to be asked: there is no room, the batch is wrong, or
-    // llama.cpp would cut it or change the order of its rows.
+    // llama_process() with its status. Nothing where that has to be asked: there are more rows, there is no room, the
+    // batch is wrong, or llama.cpp would cut it or change the order of its rows.
     [[nodiscard]] std::optional<int32_t> process(const llama_batch_ext& batch);
 
     // Of the last pass, by batch row; dead after the next pass. Rows without an output have neither.
-    [[nodiscard]] const float* logits(int32_t row); // (n_vocab)
-    [[nodiscard]] const float* state(int32_t row);  // (n_embd)
+    [[nodiscard]] const float* logits(int32_t row);        // (n_vocab)
+    [[nodiscard]] const float* state(int32_t row);         // (n_embd)
+    [[nodiscard]] const float* layer_input(int32_t layer); // (n_rows, n_embd) of a tapped layer
+    void drop() { is_stale_ = true; }                      // graphs, before the next pass: other layers are tapped
 
     [[nodiscard]] size_t compute_bytes() const; // on all devices
     [[nodiscard]] int64_t n_built() const { return n_built_; }
@@ -49,6 +52,8 @@ class KeptGraphs {
         ggml_backend_buffer_ptr copy;
     };
 
+    [[nodiscard]] bool fetch_results(Graph& graph);
+    [[nodiscard]] bool mixes_sequences(const llama_ubatch& pass) const;
     [[nodiscard]] bool is_whole(const llama_ubatch& pass) const;
     [[nodiscard]] int32_t compute(llama_memory_context_i& memory);
     [[nodiscard]] Graph& graph_for(const llama_ubatch& pass);
@@ -65,6 +70,7 @@ class KeptGraphs {
 
     llama_context& context_;
     const llama_model& model_;
+    const size_t most_rows_;
     std::vector<ggml_backend_t> backends_; // the context's, and where each of them computes
     std::vector<ggml_backend_buffer_type_t> buffer_types_;
     std::vector<std::pair<ggml_backend_t, ggml_backend_set_n_threads_t>> threaded_;
@@ -78,9 +84,11 @@ class KeptGraphs {
     Graphs telling_; // with outputs: their buffers hold logits and are large
     Graph* running_ = nullptr;
     int64_t n_built_ = 0;
+    bool is_stale_ = false;
     std::vector<int32_t> outputs_; // of the last pass, by batch row; -1: none
     Result logits_;
     Result states_;
+    std::vector<Result> layers_;
 };
 
 } // namespace dspark

@@ -96,3 +96,47 @@ def test_few_graphs_are_kept(probe: Probe) -> None:
     rounds(kept, [1])  # the oldest is not
     assert kept.n_graphs_built == n_built + 1
     assert kept.draft_bytes == n_bytes
+
+
+Rows = list[tuple[int, int, int]]
+
+
+@pytest.fixture(scope="module")
+def target_probe(demo_target: Path) -> Probe:
+    target = _core.Model.load_target(str(demo_target))
+    return partial(_core._testing.TargetProbe, target, n_cells=1024, n_sequences=3, n_threads=1)
+
+
+def verify(probe: Any, n_rows: list[int], begin: int = 0) -> list[np.ndarray]:
+    """Passes of these numbers of rows for each of three sequences: logits and inputs of a tapped layer."""
+    out = []
+    position = begin
+    for n in n_rows:
+        rows: Rows = [(20 + position + i + s, position + i, s) for s in range(3) for i in range(n)]
+        out += [probe.decode(rows), probe.layer_input(2)]
+        position += n
+    return out
+
+
+@pytest.mark.parametrize("n_rows", [[1, 3, 2, 1, 3, 2], [90, 1, 2, 1, 11, 10, 1]])
+def test_kept_graphs_of_a_target_give_the_bits_of_llama_cpp(target_probe: Probe, n_rows: list[int]) -> None:
+    kept, own = (target_probe(n_kept_rows=n) for n in (32, 0))
+    for one in (kept, own):
+        one.tap_layer(2)
+    results = [verify(one, n_rows) for one in (kept, own)]
+    assert all((a == b).all() for a, b in zip(*results, strict=True))
+    assert kept.n_graphs_built > 0 == own.n_graphs_built
+
+
+def test_one_graph_serves_one_number_of_rows(target_probe: Probe) -> None:
+    """Whoever the rows belong to; graphs are built anew when a layer is tapped."""
+    kept = target_probe()
+    kept.tap_layer(2)
+    kept.decode([(30 + s, 0, s) for s in range(3)])
+    kept.decode([(40 + i, 1 + i, 0) for i in range(3)])
+    assert kept.n_graphs_built == 1
+    kept.tap_layer(1)
+    kept.decode([(50 + s, 4 if s == 0 else 1, s) for s in range(3)])
+    assert kept.n_graphs_built == 2
+    assert kept.layer_input(1).shape == kept.layer_input(2).shape
+    assert (kept.layer_input(1) != kept.layer_input(2)).any()
