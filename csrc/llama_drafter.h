@@ -29,6 +29,7 @@ struct DrafterOptions {
     // 0.6B target, 80 KB for 8B), so this holds the whole window of one small model's request and 1,600 rows of a
     // large one: parked requests rarely reach it, and it is small beside the weights.
     size_t queue_bytes = size_t{128} << 20;
+    bool keep_graphs = true; // false: llama.cpp's own passes, which give the same bits
 };
 
 class LlamaDrafter final : public Drafter {
