@@ -150,6 +150,7 @@ struct ContextOptions {
     std::string kv_type = "f16"; // f32 | f16 | bf16 | q8_0 | q4_0
     bool flash_attention_off = false;
     bool offload_kv = true;
+    int32_t n_kept_rows = 0; // passes of at most so many rows keep their graphs by shape (llama_kept_graphs.h)
 };
 
 class Context {
@@ -184,7 +185,8 @@ class Context {
     [[nodiscard]] int32_t last_position(int32_t sequence) const; // -1: empty
     [[nodiscard]] int32_t first_position(int32_t sequence) const;
     void synchronize();
-    [[nodiscard]] size_t memory_bytes() const; // context and compute buffers on all devices
+    [[nodiscard]] size_t memory_bytes() const;    // context and compute buffers on all devices
+    [[nodiscard]] int64_t n_graphs_built() const; // of those that are kept
     [[nodiscard]] const Model& model() const { return *model_; }
 
     struct Impl;

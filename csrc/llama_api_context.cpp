@@ -1,6 +1,7 @@
 // One llama.cpp context: batches in, logits, states and layer inputs out.
 #include "kernels/kernels.h"
 #include "llama_api_impl.h"
+#include "llama_kept_graphs.h"
 #include "thread_choice.h"
 
 #include "llama-kv-cache.h"
@@ -24,8 +25,11 @@ struct Context::Impl {
     bool may_choose_threads = false;
     ThreadChoice token_threads;
     ThreadChoice feature_threads;
+    std::unique_ptr<KeptGraphs> graphs; // null: the context's own
+    bool is_kept = false;               // the last pass was one of `graphs`
 
     ~Impl() {
+        graphs.reset();
         if (batch != nullptr) {
             llama_batch_ext_free(batch);
         }
@@ -97,6 +101,9 @@ Context::Context(std::shared_ptr<Model> model, const ContextOptions& options, Co
         throw ModelLoadError("cannot make a context for " + model_->path() + ": " +
                              take_error("llama.cpp gave no reason"));
     }
+    if (options.n_kept_rows > 0) {
+        impl_->graphs = std::make_unique<KeptGraphs>(*impl_->context, options.n_kept_rows);
+    }
     impl_->batch = llama_batch_ext_init(impl_->context);
     impl_->n_positions = llama_model_rope_type(model_->impl().model) == LLAMA_ROPE_TYPE_MROPE ? 4 : 1;
     impl_->is_tapped.assign(static_cast<size_t>(model_->n_layer()) + 1, false);
@@ -109,6 +116,12 @@ Context::~Context() = default;
 
 namespace {
 
+int32_t decode(Context::Impl& impl) {
+    const std::optional<int32_t> status = impl.graphs ? impl.graphs->process(*impl.batch) : std::nullopt;
+    impl.is_kept = status.has_value();
+    return status ? *status : llama_process(impl.context, LLAMA_PROCESS_TYPE_DECODE, impl.batch);
+}
+
 // The number of threads depends on time, which no text may: where a sum's order follows it (ggml's attention), it is
 // left as it is from the first pass on.
 int32_t process(Context::Impl& impl, int32_t n_rows, ThreadChoice& threads) {
@@ -117,7 +130,7 @@ int32_t process(Context::Impl& impl, int32_t n_rows, ThreadChoice& threads) {
                         is_alone ? 1 : impl.options.n_threads_batch);
     const uint64_t n_foreign = kernels::n_foreign_attention();
     const auto begin = std::chrono::steady_clock::now();
-    const int32_t status = llama_process(impl.context, LLAMA_PROCESS_TYPE_DECODE, impl.batch);
+    const int32_t status = decode(impl);
     const std::chrono::duration<double, std::milli> ms = std::chrono::steady_clock::now() - begin;
     impl.may_choose_threads &= kernels::n_foreign_attention() == n_foreign;
     threads.observe(n_rows, ms.count());
@@ -209,14 +222,16 @@ std::span<const float> Context::logits(int32_t row) {
     if (row < 0 || row >= impl_->n_rows || !impl_->has_output[static_cast<size_t>(row)]) {
         throw std::logic_error("logits of row " + std::to_string(row) + " were not asked for");
     }
-    return {llama_get_logits_ith(impl_->context, row), static_cast<size_t>(model_->n_vocab())};
+    const float* logits = impl_->is_kept ? impl_->graphs->logits(row) : llama_get_logits_ith(impl_->context, row);
+    return {logits, static_cast<size_t>(model_->n_vocab())};
 }
 
 std::span<const float> Context::embedding(int32_t row) {
     if (row < 0 || row >= impl_->n_rows || !impl_->options.embeddings) {
         throw std::logic_error("the state of row " + std::to_string(row) + " was not asked for");
     }
-    return {llama_get_embeddings_ith(impl_->context, row), static_cast<size_t>(model_->n_embd())};
+    const float* state = impl_->is_kept ? impl_->graphs->state(row) : llama_get_embeddings_ith(impl_->context, row);
+    return {state, static_cast<size_t>(model_->n_embd())};
 }
 
 std::span<const float> Context::layer_input(int32_t layer) const {
@@ -225,7 +240,9 @@ std::span<const float> Context::layer_input(int32_t layer) const {
         throw std::logic_error("layer " + std::to_string(layer) + " is not tapped or nothing was decoded");
     }
     const size_t n = static_cast<size_t>(impl_->n_rows) * static_cast<size_t>(model_->n_embd());
-    return {llama_get_embeddings_layer_inp(impl_->context, static_cast<uint32_t>(layer)), n};
+    const float* states = impl_->is_kept ? impl_->graphs->layer_input(layer)
+                                         : llama_get_embeddings_layer_inp(impl_->context, static_cast<uint32_t>(layer));
+    return {states, n};
 }
 
 void Context::tap_layer(int32_t layer) {
@@ -238,6 +255,9 @@ void Context::tap_layer(int32_t layer) {
     }
     llama_set_embeddings_layer_inp(impl_->context, static_cast<uint32_t>(layer), true);
     impl_->is_tapped[static_cast<size_t>(layer)] = true;
+    if (impl_->graphs) {
+        impl_->graphs->drop();
+    }
 }
 
 void Context::remove(int32_t sequence, int32_t begin, int32_t end) {
@@ -306,12 +326,14 @@ int32_t Context::first_position(int32_t sequence) const {
 
 void Context::synchronize() { llama_synchronize(impl_->context); }
 
+int64_t Context::n_graphs_built() const { return impl_->graphs ? impl_->graphs->n_built() : 0; }
+
 size_t Context::memory_bytes() const {
     size_t n_bytes = 0;
     for (const auto& [type, data] : llama_get_memory_breakdown(impl_->context)) {
         n_bytes += data.context + data.compute;
     }
-    return n_bytes;
+    return n_bytes + (impl_->graphs ? impl_->graphs->compute_bytes() : 0);
 }
 
 } // namespace dspark

@@ -28,6 +28,7 @@ ContextOptions draft_context(const Model& model, const DrafterOptions& options) 
     context.is_causal = info.is_causal;
     context.kv_type = options.kv_type;
     context.flash_attention_off = options.flash_attention_off;
+    context.n_kept_rows = options.keep_graphs ? context.n_batch : 0;
     return context;
 }
 

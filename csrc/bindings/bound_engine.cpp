@@ -67,6 +67,9 @@ void validate_pair(const Model& target, const Model* drafter) {
                                                              (drafter == nullptr ? std::string() : drafter->path()));
 }
 
+// Rounds and plain steps; longer passes take so long that building their graphs is nothing beside them.
+constexpr int32_t kKeptRows = 32;
+
 ContextOptions target_context(const LLMOptions& options, const Model& target, int32_t block) {
     ContextOptions context;
     context.n_cells = options.n_ctx * options.n_parallel;
@@ -83,6 +86,7 @@ ContextOptions target_context(const LLMOptions& options, const Model& target, in
     context.n_threads_batch = options.n_threads_batch;
     context.kv_type = options.kv_type;
     context.flash_attention_off = !*options.flash_attention;
+    context.n_kept_rows = kKeptRows;
     return context;
 }
 

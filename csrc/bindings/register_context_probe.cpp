@@ -17,9 +17,9 @@ namespace {
 class ContextProbe {
   public:
     ContextProbe(const std::shared_ptr<Model>& target, const std::shared_ptr<Model>& drafter,
-                 std::vector<int32_t> tokens, size_t queue_bytes, int32_t window)
+                 std::vector<int32_t> tokens, size_t queue_bytes, int32_t window, bool keep_graphs)
         : tokens_(std::move(tokens)), target_(target, target_options()),
-          drafter_(drafter, target_, drafter_options(queue_bytes, window)) {
+          drafter_(drafter, target_, drafter_options(queue_bytes, window, keep_graphs)) {
         drafter_.begin_recording();
     }
 
@@ -53,6 +53,15 @@ class ContextProbe {
     }
 
     void forget() { drafter_.forget(0); }
+    // Takes n tokens out of the text and moves the later ones to the front.
+    void shift(int32_t begin, int32_t n) {
+        target_.shift(0, begin, n);
+        drafter_.shift(0, begin, n);
+        tokens_.erase(tokens_.begin() + begin, tokens_.begin() + begin + n);
+        n_decoded_ -= n;
+    }
+    [[nodiscard]] int64_t n_graphs_built() { return drafter_.context().n_graphs_built(); }
+    [[nodiscard]] size_t draft_bytes() { return drafter_.context().memory_bytes(); }
     // Last position held, rows that wait, first and last position in the cache.
     [[nodiscard]] std::tuple<int32_t, int32_t, int32_t, int32_t> positions() {
         return {drafter_.last_position(0), drafter_.n_waiting(0), drafter_.context().first_position(0),
@@ -70,8 +79,9 @@ class ContextProbe {
         return options;
     }
 
-    [[nodiscard]] DrafterOptions drafter_options(size_t queue_bytes, int32_t window) const {
+    [[nodiscard]] DrafterOptions drafter_options(size_t queue_bytes, int32_t window, bool keep_graphs) const {
         DrafterOptions options;
+        options.keep_graphs = keep_graphs;
         options.n_ctx = static_cast<int32_t>(tokens_.size()) + 64;
         options.window = window;
         options.queue_bytes = queue_bytes;
@@ -93,10 +103,14 @@ void register_context_probe(py::module_& module) {
     py::module_ testing = module.attr("_testing");
     py::class_<ContextProbe>(testing, "ContextProbe")
         .def(py::init<const std::shared_ptr<Model>&, const std::shared_ptr<Model>&, std::vector<int32_t>, size_t,
-                      int32_t>(),
-             py::arg("target"), py::arg("drafter"), py::arg("tokens"), py::arg("queue_bytes"), py::arg("window") = 4096)
+                      int32_t, bool>(),
+             py::arg("target"), py::arg("drafter"), py::arg("tokens"), py::arg("queue_bytes"), py::arg("window") = 4096,
+             py::arg("keep_graphs") = true)
         .def("extend", &ContextProbe::extend, py::arg("n_rows"))
         .def("draft", &ContextProbe::draft)
         .def("forget", &ContextProbe::forget)
+        .def("shift", &ContextProbe::shift, py::arg("begin"), py::arg("n"))
+        .def_property_readonly("n_graphs_built", &ContextProbe::n_graphs_built)
+        .def_property_readonly("draft_bytes", &ContextProbe::draft_bytes)
         .def_property_readonly("positions", &ContextProbe::positions);
 }

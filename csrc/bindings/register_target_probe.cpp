@@ -17,8 +17,8 @@ namespace {
 class TargetProbe {
   public:
     TargetProbe(const std::shared_ptr<Model>& model, int32_t n_cells, int32_t n_sequences, int32_t n_threads,
-                const std::string& kv_type)
-        : target_(model, options(n_cells, n_sequences, n_threads, kv_type)) {}
+                const std::string& kv_type, int32_t n_kept_rows)
+        : target_(model, options(n_cells, n_sequences, n_threads, kv_type, n_kept_rows)) {}
 
     // One pass: rows (token, position, sequence) -> logits (n_rows, n_vocab).
     py::array_t<float> decode(const std::vector<std::tuple<int32_t, int32_t, int32_t>>& rows) {
@@ -36,10 +36,20 @@ class TargetProbe {
     }
 
     void remove(int32_t sequence, int32_t begin) { target_.remove(sequence, begin); }
+    void tap_layer(int32_t layer) { target_.context().tap_layer(layer); }
+    // (n_rows, n_embd) of the last pass.
+    py::array_t<float> layer_input(int32_t layer) {
+        const std::span<const float> states = target_.context().layer_input(layer);
+        const py::ssize_t n_embd = target_.context().model().n_embd();
+        return py::array_t<float>({static_cast<py::ssize_t>(states.size()) / n_embd, n_embd}, states.data());
+    }
+    [[nodiscard]] int64_t n_graphs_built() { return target_.context().n_graphs_built(); }
 
   private:
-    static ContextOptions options(int32_t n_cells, int32_t n_sequences, int32_t n_threads, const std::string& kv_type) {
+    static ContextOptions options(int32_t n_cells, int32_t n_sequences, int32_t n_threads, const std::string& kv_type,
+                                  int32_t n_kept_rows) {
         ContextOptions options;
+        options.n_kept_rows = n_kept_rows;
         options.n_cells = options.n_batch = options.n_ubatch = options.n_outputs = n_cells;
         options.n_sequences = n_sequences;
         options.n_threads = options.n_threads_batch = n_threads;
@@ -57,9 +67,12 @@ void register_target_probe(py::module_& module) {
     testing.def("set_groups_enabled", &dspark::kernels::set_groups_enabled, py::arg("enabled"));
     testing.def("n_grouped_nodes", &dspark::kernels::n_grouped_nodes);
     py::class_<TargetProbe>(testing, "TargetProbe")
-        .def(py::init<const std::shared_ptr<Model>&, int32_t, int32_t, int32_t, const std::string&>(),
+        .def(py::init<const std::shared_ptr<Model>&, int32_t, int32_t, int32_t, const std::string&, int32_t>(),
              py::arg("model").none(false), py::arg("n_cells"), py::arg("n_sequences") = 1, py::arg("n_threads") = 1,
-             py::arg("kv_type") = "f16")
+             py::arg("kv_type") = "f16", py::arg("n_kept_rows") = 32)
         .def("decode", &TargetProbe::decode, py::arg("rows"))
+        .def("tap_layer", &TargetProbe::tap_layer, py::arg("layer"))
+        .def("layer_input", &TargetProbe::layer_input, py::arg("layer"))
+        .def_property_readonly("n_graphs_built", &TargetProbe::n_graphs_built)
         .def("remove", &TargetProbe::remove, py::arg("sequence"), py::arg("begin") = 0);
 }
