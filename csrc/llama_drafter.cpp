@@ -59,6 +59,7 @@ LlamaDrafter::LlamaDrafter(std::shared_ptr<Model> model, LlamaTarget& target, co
     if (options.window < 1) {
         throw std::invalid_argument("draft_window must be at least 1, got " + std::to_string(options.window));
     }
+    context_.search_logits(head_->n_searched());
 }
 
 void LlamaDrafter::draft(std::span<const DraftTask> tasks, std::span<BlockDraft> drafts) {
@@ -82,6 +83,7 @@ void LlamaDrafter::draft_heads(std::span<const DraftTask> tasks, std::span<Block
     const size_t n_slots = tasks.size() * static_cast<size_t>(info_.block_size);
     logits_.resize(n_slots);
     hidden_.resize(n_slots);
+    largest_.resize(n_slots);
     inputs_.resize(tasks.size());
     for (size_t i = 0; i < tasks.size(); ++i) {
         read_block(i, tasks[i]);
@@ -110,10 +112,14 @@ void LlamaDrafter::read_block(size_t index, const DraftTask& task) {
         const int32_t row = first + static_cast<int32_t>(k);
         logits_[offset + k] = context_.logits(row).data();
         hidden_[offset + k] = context_.embedding(row).data();
+        largest_[offset + k] = context_.largest_logits(row);
     }
+    const auto largest = std::span<const std::span<const Ranked>>(largest_).subspan(offset, n_slots);
+    const bool is_searched = std::ranges::none_of(largest, [](const auto& row) { return row.empty(); });
     BlockInput& input = inputs_[index];
     input = {};
     input.base_logits = std::span(logits_).subspan(offset, n_slots);
+    input.largest = is_searched ? largest : std::span<const std::span<const Ranked>>{};
     input.hidden = std::span(hidden_).subspan(offset, n_slots);
     input.anchor = task.anchor;
     input.start = static_cast<uint64_t>(task.start);

@@ -72,8 +72,9 @@ class LlamaDrafter final : public Drafter {
     std::unique_ptr<SequentialHead> head_;
 
     std::vector<BatchRow> rows_;
-    std::vector<const float*> logits_; // (n_tasks * block_size) rows of n_vocab
-    std::vector<const float*> hidden_; // (n_tasks * block_size) rows of n_embd
+    std::vector<const float*> logits_;             // (n_tasks * block_size) rows of n_vocab
+    std::vector<std::span<const Ranked>> largest_; // of those rows, or empty
+    std::vector<const float*> hidden_;             // (n_tasks * block_size) rows of n_embd
     std::vector<BlockInput> inputs_;
     FeatureQueue queue_;
     bool is_recording_ = false;
