@@ -167,7 +167,12 @@ class Context {
     // then yields H_ctx; it costs a logit buffer of n_rows * V floats, so only tests ask for it.
     void decode_features(std::span<const float> features, std::span<const int32_t> positions,
                          std::span<const int32_t> sequences, bool outputs = false);
+    // Passes from now on look for the k largest logits of each row where they can; 0: they do not.
+    void search_logits(int32_t k);
     // Views of the last decode, indexed by batch row; dead after the next decode.
+    // Ids and logits as TopSearch::top() gives them; empty where none were looked for, or the row holds what it
+    // refuses.
+    [[nodiscard]] std::span<const Ranked> largest_logits(int32_t row);
     [[nodiscard]] std::span<const float> logits(int32_t row);              // (n_vocab)
     [[nodiscard]] std::span<const float> embedding(int32_t row);           // (n_embd)
     [[nodiscard]] std::span<const float> layer_input(int32_t layer) const; // (n_rows, n_embd)

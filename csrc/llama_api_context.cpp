@@ -226,6 +226,17 @@ std::span<const float> Context::logits(int32_t row) {
     return {logits, static_cast<size_t>(model_->n_vocab())};
 }
 
+void Context::search_logits(int32_t k) {
+    if (impl_->graphs) {
+        impl_->graphs->search_logits(k);
+    }
+}
+
+std::span<const Ranked> Context::largest_logits(int32_t row) {
+    const bool is_there = row >= 0 && row < impl_->n_rows && impl_->is_kept;
+    return is_there ? impl_->graphs->largest(row) : std::span<const Ranked>{};
+}
+
 std::span<const float> Context::embedding(int32_t row) {
     if (row < 0 || row >= impl_->n_rows || !impl_->options.embeddings) {
         throw std::logic_error("the state of row " + std::to_string(row) + " was not asked for");

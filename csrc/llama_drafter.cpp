@@ -74,6 +74,7 @@ LlamaDrafter::LlamaDrafter(std::shared_ptr<Model> model, LlamaTarget& target, co
     if (options.window < 1) {
         throw std::invalid_argument("draft_window must be at least 1, got " + std::to_string(options.window));
     }
+    context_.search_logits(heads_.front()->n_searched());
 }
 
 void LlamaDrafter::draft(std::span<const DraftTask> tasks, std::span<BlockDraft> drafts) {
@@ -97,11 +98,46 @@ void LlamaDrafter::draft_heads(std::span<const DraftTask> tasks, std::span<Block
     const size_t n_slots = tasks.size() * static_cast<size_t>(info_.block_size);
     logits_.resize(n_slots);
     hidden_.resize(n_slots);
+    largest_.resize(n_slots);
     inputs_.resize(tasks.size());
     for (size_t i = 0; i < tasks.size(); ++i) {
         read_block(i, tasks[i]);
     }
     search_rows();
+    run_heads(tasks, drafts);
+    times_.head_ms += milliseconds_since(begin);
+}
+
+// The largest U of all slots of all requests, which nothing drafted can change, where the pass did not look for them:
+// by all threads there are. Alone a head looks for itself, a slot ahead.
+void LlamaDrafter::search_rows() {
+    const int32_t k = heads_.front()->n_searched();
+    if (!searches_.empty() && k > 0 && std::ranges::any_of(largest_, [](const auto& row) { return row.empty(); })) {
+        found_.resize(logits_.size());
+        const auto n_vocab = static_cast<size_t>(context_.model().n_vocab());
+        options_.workers->run(logits_.size(), [&](size_t row, size_t worker) {
+            TopSearch& search = searches_[worker];
+            if (search.scan({logits_[row], n_vocab})) { // else the head says what is wrong with it
+                const std::span<const Ranked> found = search.top(k);
+                found_[row].assign(found.begin(), found.end());
+                largest_[row] = found_[row];
+            }
+        });
+    }
+    const auto n_slots = static_cast<size_t>(info_.block_size);
+    for (size_t i = 0; i < inputs_.size(); ++i) {
+        const auto rows = std::span<const std::span<const Ranked>>(largest_).subspan(i * n_slots, n_slots);
+        if (std::ranges::none_of(rows, [](const auto& row) { return row.empty(); })) {
+            inputs_[i].largest = rows;
+        }
+    }
+}
+
+void LlamaDrafter::run_heads(std::span<const DraftTask> tasks, std::span<BlockDraft> drafts) {
+    if (heads_.size() == 1) {
+        heads_.front()->draft_blocks(inputs_, drafts);
+        return;
+    }
     const auto draft_with = [&](size_t head, size_t) {
         for (size_t i = 0; i < tasks.size(); ++i) {
             if (static_cast<size_t>(tasks[i].sequence) % heads_.size() == head) {
@@ -109,39 +145,10 @@ void LlamaDrafter::draft_heads(std::span<const DraftTask> tasks, std::span<Block
             }
         }
     };
-    if (heads_.size() > 1 && tasks.size() > 1) {
-        options_.workers->run(heads_.size(), draft_with);
-    } else if (heads_.size() > 1) {
+    if (tasks.size() == 1) {
         draft_with(static_cast<size_t>(tasks.front().sequence) % heads_.size(), 0);
     } else {
-        heads_.front()->draft_blocks(inputs_, drafts);
-    }
-    times_.head_ms += milliseconds_since(begin);
-}
-
-// The largest U of all slots of all requests, which nothing drafted can change: by all threads there are.
-void LlamaDrafter::search_rows() {
-    const int32_t k = heads_.front()->n_searched();
-    if (searches_.empty() || k == 0) {
-        return;
-    }
-    found_.resize(logits_.size());
-    largest_.assign(logits_.size(), {});
-    const auto n_vocab = static_cast<size_t>(context_.model().n_vocab());
-    options_.workers->run(logits_.size(), [&](size_t row, size_t worker) {
-        TopSearch& search = searches_[worker];
-        if (search.scan({logits_[row], n_vocab})) { // else the head says what is wrong with it
-            const std::span<const Ranked> found = search.top(k);
-            found_[row].assign(found.begin(), found.end());
-            largest_[row] = found_[row];
-        }
-    });
-    const auto n_slots = static_cast<size_t>(info_.block_size);
-    for (size_t i = 0; i < inputs_.size(); ++i) {
-        const auto rows = std::span(largest_).subspan(i * n_slots, n_slots);
-        if (std::none_of(rows.begin(), rows.end(), [](const auto& row) { return row.empty(); })) {
-            inputs_[i].largest = rows;
-        }
+        options_.workers->run(heads_.size(), draft_with);
     }
 }
 
@@ -165,6 +172,7 @@ void LlamaDrafter::read_block(size_t index, const DraftTask& task) {
         const int32_t row = first + static_cast<int32_t>(k);
         logits_[offset + k] = context_.logits(row).data();
         hidden_[offset + k] = context_.embedding(row).data();
+        largest_[offset + k] = context_.largest_logits(row);
     }
     BlockInput& input = inputs_[index];
     input = {};

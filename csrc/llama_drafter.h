@@ -62,6 +62,7 @@ class LlamaDrafter final : public Drafter {
     void draft_heads(std::span<const DraftTask> tasks, std::span<BlockDraft> drafts);
     void decode_blocks(std::span<const DraftTask> tasks);
     void search_rows();
+    void run_heads(std::span<const DraftTask> tasks, std::span<BlockDraft> drafts);
     void read_block(size_t index, const DraftTask& task);
     void copy_features(const ContextRow& row, std::span<float> features) const;
     void flush(std::span<const int32_t> sequences);
@@ -78,10 +79,10 @@ class LlamaDrafter final : public Drafter {
     std::vector<TopSearch> searches_; // one per worker
 
     std::vector<BatchRow> rows_;
-    std::vector<const float*> logits_; // (n_tasks * block_size) rows of n_vocab
-    std::vector<const float*> hidden_; // (n_tasks * block_size) rows of n_embd
-    std::vector<std::vector<Ranked>> found_;        // by slot, where workers searched the rows
-    std::vector<std::span<const Ranked>> largest_; // of them
+    std::vector<const float*> logits_;             // (n_tasks * block_size) rows of n_vocab
+    std::vector<std::span<const Ranked>> largest_; // of those rows, or empty
+    std::vector<const float*> hidden_;             // (n_tasks * block_size) rows of n_embd
+    std::vector<std::vector<Ranked>> found_;       // what workers found of them
     std::vector<BlockInput> inputs_;
     FeatureQueue queue_;
     bool is_recording_ = false;

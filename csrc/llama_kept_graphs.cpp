@@ -1,6 +1,8 @@
 // Implements llama_kept_graphs.h.
 #include "llama_kept_graphs.h"
 
+#include "graph_search.h"
+
 #include "llama-kv-cache-iswa.h"
 #include "llama-kv-cache.h"
 #include "llama-model.h"
@@ -63,6 +65,7 @@ struct KeptGraphs::Graph {
     Shape shape;
     bool is_built = false;
     llm_graph_result result;
+    ggml_tensor* found = nullptr; // what the search leaves, where there is one
     ggml_backend_sched_ptr sched;
 };
 
@@ -140,6 +143,7 @@ int32_t KeptGraphs::compute(llama_memory_context_i& memory) {
 bool KeptGraphs::fetch_results(Graph& graph) {
     ggml_backend_sched_t sched = graph.sched.get();
     bool is_there = logits_.fetch(sched, graph.result.get_logits());
+    is_there &= found_.fetch(sched, graph.found);
     is_there &= states_.fetch(sched, graph.shape.has_states ? graph.result.get_embd() : nullptr);
     for (size_t layer = 0; layer < layers_.size(); ++layer) {
         if (context_.get_cparams().embeddings_layer_inp[layer]) {
@@ -254,6 +258,10 @@ bool KeptGraphs::build(Graph& graph, const llm_graph_params& params) {
     graph.result.reset();
     ggml_backend_sched_reset(graph.sched.get());
     ggml_cgraph* nodes = model_.build_graph(params);
+    ggml_tensor* logits = graph.result.get_logits();
+    const bool is_on_host = backends_.size() == 1; // the CPU's, which is always one of them
+    const bool is_searched = nodes != nullptr && logits != nullptr && n_searched_ > 0 && is_on_host;
+    graph.found = is_searched ? append_search(graph.result.get_ctx(), nodes, logits, n_searched_) : nullptr;
     if (nodes == nullptr || !ggml_backend_sched_alloc_graph(graph.sched.get(), nodes)) {
         return false;
     }
@@ -288,6 +296,20 @@ int32_t KeptGraphs::output_of(int32_t row) {
 const float* KeptGraphs::logits(int32_t row) {
     const int32_t output = output_of(row);
     return output < 0 || logits_.data == nullptr ? nullptr : logits_.row(output);
+}
+
+void KeptGraphs::search_logits(int32_t k) {
+    n_searched_ = k;
+    drop();
+}
+
+std::span<const Ranked> KeptGraphs::largest(int32_t row) {
+    const int32_t output = output_of(row);
+    if (output < 0 || found_.data == nullptr) {
+        return {};
+    }
+    const auto* found = reinterpret_cast<const Ranked*>(found_.row(output));
+    return {found + 1, static_cast<size_t>(std::max(found->id, 0))};
 }
 
 const float* KeptGraphs::state(int32_t row) {

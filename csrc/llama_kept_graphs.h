@@ -5,6 +5,8 @@
 // Owns: graphs, their buffers. Must not know: requests, what a pass is for. Threads: the context's.
 #pragma once
 
+#include "top_k.h"
+
 #include "llama-context.h"
 
 #include <cstdint>
@@ -28,8 +30,13 @@ class KeptGraphs {
     // batch is wrong, or llama.cpp would cut it or change the order of its rows.
     [[nodiscard]] std::optional<int32_t> process(const llama_batch_ext& batch);
 
+    // From now on passes whose logits are the host's leave the k largest of each row beside them; 0: none.
+    void search_logits(int32_t k);
+
     // Of the last pass, by batch row; dead after the next pass. Rows without an output have neither.
-    [[nodiscard]] const float* logits(int32_t row);        // (n_vocab)
+    [[nodiscard]] const float* logits(int32_t row); // (n_vocab)
+    // As TopSearch::top() gives them; empty: not searched, or a row that scan() refuses.
+    [[nodiscard]] std::span<const Ranked> largest(int32_t row);
     [[nodiscard]] const float* state(int32_t row);         // (n_embd)
     [[nodiscard]] const float* layer_input(int32_t layer); // (n_rows, n_embd) of a tapped layer
     void drop() { is_stale_ = true; }                      // graphs, before the next pass: other layers are tapped
@@ -86,7 +93,9 @@ class KeptGraphs {
     int64_t n_built_ = 0;
     bool is_stale_ = false;
     std::vector<int32_t> outputs_; // of the last pass, by batch row; -1: none
+    int32_t n_searched_ = 0;       // of a row's logits
     Result logits_;
+    Result found_; // rows of TopRows::out
     Result states_;
     std::vector<Result> layers_;
 };

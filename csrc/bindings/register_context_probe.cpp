@@ -52,6 +52,14 @@ class ContextProbe {
         return logits;
     }
 
+    [[nodiscard]] std::vector<int32_t> drafted() const { return draft_.tokens; }
+    // Ids and U that the pass itself found for a slot of the last draft; none where it did not search.
+    [[nodiscard]] std::pair<std::vector<int32_t>, std::vector<float>> largest(int32_t slot) {
+        Candidates found;
+        found.assign(drafter_.context().largest_logits(slot));
+        return {found.ids, found.logits};
+    }
+
     void forget() { drafter_.forget(0); }
     // Takes n tokens out of the text and moves the later ones to the front.
     void shift(int32_t begin, int32_t n) {
@@ -108,6 +116,8 @@ void register_context_probe(py::module_& module) {
              py::arg("keep_graphs") = true)
         .def("extend", &ContextProbe::extend, py::arg("n_rows"))
         .def("draft", &ContextProbe::draft)
+        .def_property_readonly("drafted", &ContextProbe::drafted)
+        .def("largest", &ContextProbe::largest, py::arg("slot"))
         .def("forget", &ContextProbe::forget)
         .def("shift", &ContextProbe::shift, py::arg("begin"), py::arg("n"))
         .def_property_readonly("n_graphs_built", &ContextProbe::n_graphs_built)
