@@ -249,7 +249,8 @@ bool CostTable::knows(const PassShape& pass) const {
 
 void CostTable::observe_verify(const PassShape& pass, double ms) {
     const double expected_ms = undisturbed_verify_ms(pass);
-    if (knows(pass) && expected_ms > 0) { // an interpolated size says more of the curve than of the machine
+    // An interpolated size says more of the curve than of the machine; what holds prompts up says nothing of others.
+    if (pass.n_prefill_rows == 0 && knows(pass) && expected_ms > 0) {
         (is_drafted(pass) ? drafted_ratios_ : plain_ratios_).push(std::clamp(ms / expected_ms, 0.05, 20.0));
     }
     held_.push_back({pass, 0, ms, ++n_passes_});
@@ -301,16 +302,13 @@ CostCurves CostTable::curves() const {
 
 // Each kind by its own passes: whichever is priced too low is run, and shows it. Where drafted passes were not timed
 // yet, they are taken to be half as slow as plain ones, in logarithms: priced too high they would hardly ever be run.
+// What drafted ones take beyond load says nothing of plain ones: these, priced too high, would not be run.
 double CostTable::slowdown(bool is_of_draft) const {
     const MedianRing& own = is_of_draft ? drafted_ratios_ : plain_ratios_;
-    const MedianRing& other = is_of_draft ? plain_ratios_ : drafted_ratios_;
     if (own.size() >= kMinRatios) {
         return own.median();
     }
-    if (other.size() < kMinRatios) {
-        return 1;
-    }
-    return is_of_draft ? std::sqrt(other.median()) : other.median();
+    return is_of_draft && plain_ratios_.size() >= kMinRatios ? std::sqrt(plain_ratios_.median()) : 1;
 }
 
 } // namespace dspark

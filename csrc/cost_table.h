@@ -223,7 +223,7 @@ class CostTable {
     ContextSlope draft_slope_;
     CostCurve inject_;
     double rebuild_ms_ = 0;
-    MedianRing plain_ratios_; // of recent passes to their estimates: plain ones, and those with prompts
+    MedianRing plain_ratios_; // of recent plain passes to their estimates
     MedianRing drafted_ratios_;
     std::deque<Timed> held_;
     int64_t n_passes_ = 0;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cmath>
 #include <limits>
 #include <numeric>
 #include <stdexcept>
@@ -309,6 +310,30 @@ DraftChoice choose_fastest_drafting(std::span<const DraftedBlock> blocks, const 
         choice = choose_drafting(blocks, costs, rate);
     }
     return choice;
+}
+
+bool could_pay(std::span<const DraftedBlock> blocks, const DraftCosts& costs, int32_t n_requests) {
+    constexpr double kEase = 1;        // logits: few texts are easier by more
+    constexpr double kCostShare = 0.7; // costs err by less, as a rule
+    constexpr double kMostRate = 0.97;
+    std::vector<std::vector<double>> rates;
+    std::vector<DraftedBlock> easy(blocks.begin(), blocks.end());
+    for (DraftedBlock& block : easy) {
+        std::vector<double>& own = rates.emplace_back(block.expected.begin(), block.expected.end());
+        for (double& rate : own) {
+            rate = std::min(kMostRate, rate / (rate + (1 - rate) * std::exp(-kEase)));
+        }
+        block.expected = own;
+    }
+    std::vector<double> cost_ms(costs.cost_ms.begin(), costs.cost_ms.end());
+    std::vector<double> draft_ms(costs.draft_ms.begin(), costs.draft_ms.end());
+    for (double& ms : cost_ms) {
+        ms = costs.cost_ms[0] + kCostShare * (ms - costs.cost_ms[0]);
+    }
+    for (double& ms : draft_ms) {
+        ms *= kCostShare;
+    }
+    return choose_fastest_drafting(easy, {cost_ms, draft_ms, costs.bonus_tokens}, n_requests).gain_tokens > 0;
 }
 
 } // namespace dspark

@@ -100,4 +100,8 @@ struct DraftCosts {
 [[nodiscard]] DraftChoice choose_fastest_drafting(std::span<const DraftedBlock> blocks, const DraftCosts& costs,
                                                   int32_t n_requests);
 
+// Whether drafting could pay at all: if texts were much easier than expected and all beyond a plain step cheaper than
+// measured.
+[[nodiscard]] bool could_pay(std::span<const DraftedBlock> blocks, const DraftCosts& costs, int32_t n_requests);
+
 } // namespace dspark

@@ -38,6 +38,17 @@ bool Probing::can_pay(double cost_ms, double loss_ms) {
     return credit_ms_ >= loss_ms;
 }
 
+bool Probing::may_hope(bool could_pay, int32_t n_requests) {
+    const bool was_hopeless = n_requests >= n_hopeless_;
+    if (could_pay) {
+        n_hopeless_ = was_hopeless ? std::numeric_limits<int32_t>::max() : n_hopeless_;
+        return true;
+    }
+    n_hopeless_ = std::min(n_hopeless_, n_requests);
+    credit_ms_ = was_hopeless ? credit_ms_ : 0;
+    return was_hopeless;
+}
+
 void Probing::begin(Proposal& candidate, int32_t length, double token_ms) {
     credit_ms_ -= cost_ms_;
     token_ms_ = token_ms;
@@ -58,8 +69,9 @@ void Probing::settle(int32_t n_accepted) {
 
 void Probing::succeed() { n_failed_ = std::min(n_failed_, kRemembered); }
 
-void Probing::earn(double total_ms) {
-    const double share = std::max(kLeastShare, kFirstShare / (1 + n_failed_));
+void Probing::earn(double total_ms, int32_t n_requests) {
+    const bool is_hopeless = n_requests >= n_hopeless_;
+    const double share = is_hopeless ? kLeastShare : std::max(kLeastShare, kFirstShare / (1 + n_failed_));
     credit_ms_ = std::min(credit_ms_ + share * total_ms, kMostCredit * cost_ms_);
 }
 

@@ -5,6 +5,7 @@
 #include "proposal.h"
 
 #include <cstdint>
+#include <limits>
 #include <span>
 #include <vector>
 
@@ -16,6 +17,9 @@ class Probing {
     [[nodiscard]] Proposal* longest_unprobed(std::span<Proposal> proposals, std::span<const size_t> members) const;
     // Whether the time earned covers what a probe is expected to lose of its cost.
     [[nodiscard]] bool can_pay(double cost_ms, double loss_ms);
+    // Whether to run one that is due. One that could show nothing with which drafting would pay is due once the least
+    // share of the time has covered it: costs may be wrong by more than anyone expects.
+    [[nodiscard]] bool may_hope(bool could_pay, int32_t n_requests);
     // That probe. It verifies `length` drafted tokens, and each that stands gains token_ms.
     void begin(Proposal& candidate, int32_t length, double token_ms);
     [[nodiscard]] int32_t length() const { return length_; } // of the last probe
@@ -23,7 +27,7 @@ class Probing {
     // Drafting pays for someone: probes have led to something.
     void succeed();
     // A step of decoding alone: a share of its time may be lost.
-    void earn(double total_ms);
+    void earn(double total_ms, int32_t n_requests);
     void forget(uint64_t request_id) { std::erase(probed_, request_id); }
 
   private:
@@ -31,8 +35,9 @@ class Probing {
     double cost_ms_ = 0;  // of the probe last thought of
     double token_ms_ = 0; // of the last probe
     int32_t length_ = 0;
-    int32_t n_failed_ = 0;         // probes since one led to something
-    std::vector<uint64_t> probed_; // parked requests, the longest unprobed first
+    int32_t n_hopeless_ = std::numeric_limits<int32_t>::max(); // requests from which on no probe could show anything
+    int32_t n_failed_ = 0;                                     // probes since one led to something
+    std::vector<uint64_t> probed_;                             // parked requests, the longest unprobed first
 };
 
 } // namespace dspark

@@ -232,13 +232,25 @@ void Scheduler::probe(std::span<Proposal> proposals, const StepLoad& load) {
     }
     const int32_t length = probe_length(*candidate);
     const auto n_requests = static_cast<int32_t>(proposals.size());
-    const double return_ms = costs_.return_ms(load, n_requests) - row_ms_[0]; // to plain steps behind it
+    price_probe(load, n_requests);
+    const double return_ms = std::max(0.0, costs_.return_ms(load, n_requests) - row_ms_[0]); // to plain steps behind it
     const double cost_ms = draft_ms_[1] + costs_.inject_ms(candidate->n_waiting) + return_ms +
-                           row_ms_[static_cast<size_t>(length)] - row_ms_[0];
+                           probe_ms_[static_cast<size_t>(length)] - row_ms_[0];
     const double token_ms = row_ms_[0] / n_requests;
     const double loss_ms = cost_ms - expected_accepts(*candidate, length) * token_ms;
-    if (probing_.can_pay(cost_ms, std::max(kProbeFloor * cost_ms, loss_ms))) {
+    if (probing_.can_pay(cost_ms, std::max(kProbeFloor * cost_ms, loss_ms)) &&
+        probing_.may_hope(could_pay(group_.blocks, {probe_ms_, draft_ms_, bonus_tokens_}, n_requests), n_requests)) {
         probing_.begin(*candidate, length, token_ms);
+    }
+}
+
+// Drafted rows at no less than they add to a drafted pass: while nobody drafts the ratio of drafted passes is an old
+// one, and beside plain steps that have become slow since, rows would look free.
+void Scheduler::price_probe(const StepLoad& load, int32_t n_requests) {
+    costs_.price_rows(load, {n_requests, 1, 0}, static_cast<int32_t>(row_ms_.size()) - 1, probe_ms_);
+    const double first_ms = probe_ms_[0];
+    for (size_t n = 0; n < row_ms_.size(); ++n) {
+        probe_ms_[n] = std::max(row_ms_[n], row_ms_[0] + probe_ms_[n] - first_ms);
     }
 }
 
@@ -349,7 +361,7 @@ void Scheduler::observe_step(const StepLoad& load, const StepShape& step, int32_
     if (step.n_requests == 0 || load.n_prefill_rows > 0) {
         return;
     }
-    probing_.earn(times.total_ms);
+    probing_.earn(times.total_ms, step.n_requests);
     costs_.observe_overhead(step, times);
     if (step.n_drafting > 0) {
         parking_.earn(times.total_ms);

@@ -79,6 +79,7 @@ class Scheduler {
     [[nodiscard]] bool pays(const DraftChoice& choice, int32_t n_requests) const;
     void select_adaptive(std::span<Proposal> proposals, const StepLoad& load);
     void probe(std::span<Proposal> proposals, const StepLoad& load);
+    void price_probe(const StepLoad& load, int32_t n_requests);
     [[nodiscard]] double expected_accepts(const Proposal& candidate, int32_t length);
     [[nodiscard]] int32_t probe_length(const Proposal& candidate) const;
     void select_all_or_none(std::span<Proposal> proposals) const;
@@ -107,6 +108,7 @@ class Scheduler {
     // The step's own, capacity kept.
     Group group_;
     std::vector<double> row_ms_;   // [n]: the step with n drafted rows of the group in it
+    std::vector<double> probe_ms_; // as row_ms_, for a probe
     std::vector<double> draft_ms_; // [n]: drafting n blocks of the group
     std::vector<double> rates_;    // (block_size,)
 };

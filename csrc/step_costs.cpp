@@ -103,7 +103,9 @@ void StepCosts::observe_passes(const StepLoad& load, const StepShape& step, cons
     n_settled_ = pass.is_plain() ? n_settled_ + 1 : 0;
     note_shape(pass);
     const bool is_split = equal_lengths_ && step.n_requests > 0 && load.n_prefill_rows > 0;
-    const bool is_settling = pass.is_plain() && n_settled_ < kSettling;
+    // The first ones behind others take longer; the very first, of another shape than the one before, is no drafted
+    // pass.
+    const bool is_settling = step.n_drafting == 0 && load.n_prefill_rows == 0 && n_settled_ < kSettling;
     if (times.verify_ms > 0 && !is_split && !is_settling) { // of two passes nobody knows which took how long
         table_.observe_verify(pass, times.verify_ms);
     }

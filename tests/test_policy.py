@@ -309,3 +309,15 @@ def test_no_policy_looks_at_later_confidences(policy: str) -> None:
 
 def test_the_property_can_fail() -> None:
     assert anticipations("adaptive", is_free=True, n_cases=1000) > 8
+
+
+@pytest.mark.parametrize(
+    ("rate", "verify_ms", "expected"), [(0.9, 1.0, True), (0.7, 4.5, True), (0.7, 15.0, False), (0.02, 2.0, False)]
+)
+def test_could_pay_looks_beyond_what_is_expected_but_not_at_wonders(
+    rate: float, verify_ms: float, expected: bool
+) -> None:
+    """0.7 of easier texts is 0.86, 0.02 is 0.05; the plain step takes 10 ms."""
+    block = {"most": 7, "expected": [rate] * 7, "confidence": [rate] * 7}
+    cost = [10.0 + verify_ms * n for n in range(8)]
+    assert _policy.could_pay([block], cost, [0.0, 5.0], 1) == expected

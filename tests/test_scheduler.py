@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from dspark_cpp import _core
+from scheduling_machine import MachineSimulation
 from scheduling_simulation import BLOCK, Setting, Simulation, curves, fixed_lengths
 
 _scheduling = _core._scheduling  # type: ignore[attr-defined]
@@ -19,7 +20,7 @@ def scheduler(setting: Setting = GOOD, **options: object) -> _scheduling.Schedul
 def test_a_useless_drafter_is_parked_and_probing_costs_less_than_a_hundredth() -> None:
     simulation = Simulation(USELESS)
     simulation.run(100)
-    result = simulation.run(1500)
+    result = simulation.run(4000)
     assert result.parked_share > 0.97
     assert 0 < result.probe_share < 0.01
 
@@ -55,6 +56,22 @@ def test_never_slower_than_plain_nor_than_the_best_fixed_length(curve: str, rate
     fixed = fixed_lengths(simulation)
     assert result.tokens_per_ms > 0.98 * fixed[0]
     assert result.tokens_per_ms > 0.98 * max(fixed)
+
+
+@pytest.mark.parametrize(
+    ("machine", "drafter", "n_streams"),
+    [("demo", "good", 8), ("demo", "useless", 16), ("cpu", "useless", 2), ("gpu", "good", 4), ("gpu", "useless", 4)],
+)
+def test_never_slower_than_plain_on_a_machine_that_is_not_what_it_was_at_load(
+    machine: str, drafter: str, n_streams: int
+) -> None:
+    """Costs are off by a tenth, speeds change: the mean of four machines."""
+    ratios = [
+        MachineSimulation(machine, drafter, n_streams, seed, "off").run(10).ms
+        / MachineSimulation(machine, drafter, n_streams, seed).run(10).ms
+        for seed in range(4)
+    ]
+    assert np.mean(ratios) > 0.98
 
 
 def test_plain_decoding_is_priced_as_passes_of_one_shape() -> None:
@@ -115,6 +132,28 @@ def test_probing_costs_less_and_less_while_it_fails() -> None:
     simulation = Simulation(USELESS)
     simulation.run(1500)
     assert 0 < simulation.run(3000).probe_share < 0.003
+
+
+def test_probes_that_could_show_nothing_are_hardly_ever_run() -> None:
+    """Eight requests: a row costs as much as a token is worth, a draft four tokens, so no acceptance makes it pay."""
+    simulation = Simulation(Setting("linear", 0.95, 8, draft_share=8.0))
+    result = simulation.run(3000)
+    assert result.parked_share > 0.99
+    assert 0 < result.probe_share < 0.002
+
+
+def test_plain_passes_of_changing_shapes_do_not_make_drafts_look_cheap() -> None:
+    """A plain pass behind one of another number of rows is dearer than others, yet no drafted one."""
+    given = curves(Setting("linear", 0.9, 4, draft_share=0.5)) | {"plain": [(n, 10.0) for n in range(1, 5)]}
+    bound = _scheduling.Scheduler(costs=given, block_size=BLOCK)
+    requests = [{"id": i} for i in range(1, 5)]
+    bound.select(requests)
+    extra_ms = bound.outlook[1]
+    for step in range(40):
+        bound.select(requests[: 3 + step % 2])
+        bound.observe_step(n_drafting=0, n_drafted_rows=0, n_committed=3, draft_ms=0, verify_ms=11, total_ms=11)
+    bound.select(requests)
+    assert bound.outlook[1] == pytest.approx(extra_ms, rel=0.01)
 
 
 def test_a_prompt_is_not_injected_for_an_answer_that_is_nearly_over() -> None:

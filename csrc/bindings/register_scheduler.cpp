@@ -112,6 +112,13 @@ py::dict run_fastest(const std::vector<py::dict>& dicts, const std::vector<doubl
     return choice_to_dict(choose_fastest_drafting(blocks.blocks, {cost_ms, draft_ms, 0}, n_requests));
 }
 
+bool run_could_pay(const std::vector<py::dict>& dicts, const std::vector<double>& cost_ms,
+                   const std::vector<double>& draft_ms, int32_t n_requests) {
+    const Blocks blocks(dicts);
+    require_draft_costs(blocks, cost_ms, draft_ms);
+    return could_pay(blocks.blocks, {cost_ms, draft_ms, 0}, n_requests);
+}
+
 int32_t run_threshold(const py::dict& dict, double threshold) {
     return threshold_prefix(Blocks({dict}).blocks[0], threshold);
 }
@@ -124,6 +131,8 @@ void register_policies(py::module_& module) {
     module.def("equal_prefix", &run_equal, py::arg("blocks"), py::arg("cost_ms"), py::arg("tokens_per_ms"));
     module.def("choose_drafting", &run_choice, py::arg("blocks"), py::arg("cost_ms"), py::arg("draft_ms"),
                py::arg("tokens_per_ms"), py::arg("bonus_tokens") = 0.0);
+    module.def("could_pay", &run_could_pay, py::arg("blocks"), py::arg("cost_ms"), py::arg("draft_ms"),
+               py::arg("n_requests"));
     module.def("choose_fastest_drafting", &run_fastest, py::arg("blocks"), py::arg("cost_ms"), py::arg("draft_ms"),
                py::arg("n_requests"));
 }
