@@ -11,9 +11,11 @@ namespace {
 constexpr size_t kTogether = 16;       // lists made in one pass over W2: each row is read once for all
 constexpr int64_t kRowsAtOnce = 1024;  // of W2: their biases stay in the cache
 constexpr double kQuickProducts = 2e9; // multiplications that a constructor may take, some 0.1 s
-// A pass over W2 takes as long as a few per cent of a draft at V = 152k: this way it is below one.
-constexpr size_t kWanted = 4;
-constexpr int32_t kBlocksBetween = 16;
+// Lists are made in one pass over W2 (V = 152k: 5 ms, half a draft) for so many tokens, and after so many blocks that
+// it takes about one per cent of drafting.
+constexpr size_t kWanted = 8;
+constexpr int64_t kFewestBlocks = 16;
+constexpr int64_t kWeightsABlock = 400'000;
 
 // A list is made once doing without has cost as much: as renting and buying, at most twice what was best in hindsight.
 // It takes some 5 ns a row of W2 (Zen 4), and without it a slot takes some 50 us more, counting what it loses in
@@ -53,6 +55,7 @@ FollowerTable::FollowerTable(const HeadWeights& weights, int32_t n_followers) : 
     n_each_ = std::min(static_cast<size_t>(n_followers), static_cast<size_t>(weights.w2.n_rows));
     first_.assign(static_cast<size_t>(weights.n_vocab), -1);
     n_met_.assign(first_.size(), 0);
+    n_blocks_between_ = std::max(kFewestBlocks, weights.w2.n_rows * weights.rank / kWeightsABlock);
     const double per_list = static_cast<double>(weights.w2.n_rows) * static_cast<double>(weights.rank);
     const auto n_quick =
         static_cast<int64_t>(std::min(kQuickProducts / per_list, static_cast<double>(weights.n_vocab)));
@@ -84,7 +87,7 @@ void FollowerTable::want(int32_t previous) {
 }
 
 void FollowerTable::end_block() {
-    if (++n_blocks_ >= kBlocksBetween && !wanted_.empty()) {
+    if (++n_blocks_ >= n_blocks_between_ && !wanted_.empty()) {
         make(wanted_);
         wanted_.clear();
         n_blocks_ = 0;

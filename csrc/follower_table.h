@@ -38,7 +38,8 @@ class FollowerTable {
     std::vector<int32_t> ids_;
     std::vector<uint8_t> n_met_; // (n_vocab,) while a list was missing
     std::vector<int32_t> wanted_;
-    int32_t n_blocks_ = 0; // since lists were last made
+    int64_t n_blocks_ = 0; // since lists were last made
+    int64_t n_blocks_between_ = 0;
 };
 
 } // namespace dspark
