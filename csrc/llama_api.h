@@ -6,6 +6,7 @@
 #include "sequential_head.h"
 #include "target.h"
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -190,7 +191,9 @@ class Context {
     [[nodiscard]] int32_t last_position(int32_t sequence) const; // -1: empty
     [[nodiscard]] int32_t first_position(int32_t sequence) const;
     void synchronize();
-    [[nodiscard]] size_t memory_bytes() const;    // context and compute buffers on all devices
+    [[nodiscard]] size_t memory_bytes() const; // context and compute buffers on all devices, without kept graphs
+    // Of the graphs that are kept, which come while it is used; any thread may look. Null: none ever.
+    [[nodiscard]] std::shared_ptr<const std::atomic<size_t>> kept_bytes() const;
     [[nodiscard]] int64_t n_graphs_built() const; // of those that are kept
     [[nodiscard]] const Model& model() const { return *model_; }
 

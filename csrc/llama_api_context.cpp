@@ -339,12 +339,16 @@ void Context::synchronize() { llama_synchronize(impl_->context); }
 
 int64_t Context::n_graphs_built() const { return impl_->graphs ? impl_->graphs->n_built() : 0; }
 
+std::shared_ptr<const std::atomic<size_t>> Context::kept_bytes() const {
+    return impl_->graphs ? impl_->graphs->n_bytes() : nullptr;
+}
+
 size_t Context::memory_bytes() const {
     size_t n_bytes = 0;
     for (const auto& [type, data] : llama_get_memory_breakdown(impl_->context)) {
         n_bytes += data.context + data.compute;
     }
-    return n_bytes + (impl_->graphs ? impl_->graphs->compute_bytes() : 0);
+    return n_bytes;
 }
 
 } // namespace dspark

@@ -22,7 +22,7 @@ namespace {
 constexpr size_t kMostGraphs = 12;
 // Graphs with outputs beyond which none is added: a block at V = 152k takes 10 MB, those of 8 requests 80 MB. Building
 // such a graph is little beside computing it.
-constexpr size_t kMostBytes = size_t{64} << 20;
+constexpr size_t kMostBytes = size_t{32} << 20;
 constexpr int32_t kAllocationFailed = -2; // as llama_process() has it
 constexpr int32_t kComputeFailed = -3;
 constexpr int32_t kAborted = 2;
@@ -266,6 +266,7 @@ bool KeptGraphs::build(Graph& graph, const llm_graph_params& params) {
         return false;
     }
     graph.is_built = true;
+    count_bytes();
     return true;
 }
 
@@ -336,14 +337,14 @@ size_t KeptGraphs::bytes_of(const Graph& graph) const {
     return n_bytes;
 }
 
-size_t KeptGraphs::compute_bytes() const {
+void KeptGraphs::count_bytes() {
     size_t n_bytes = 0;
     for (const Graphs* graphs : {&silent_, &telling_}) {
         for (const auto& graph : *graphs) {
             n_bytes += bytes_of(*graph);
         }
     }
-    return n_bytes;
+    *n_bytes_ = n_bytes;
 }
 
 bool KeptGraphs::Result::fetch(ggml_backend_sched_t sched, ggml_tensor* tensor) {

@@ -9,6 +9,7 @@
 
 #include "llama-context.h"
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -41,7 +42,8 @@ class KeptGraphs {
     [[nodiscard]] const float* layer_input(int32_t layer); // (n_rows, n_embd) of a tapped layer
     void drop() { is_stale_ = true; }                      // graphs, before the next pass: other layers are tapped
 
-    [[nodiscard]] size_t compute_bytes() const; // on all devices
+    // On all devices; any thread may look.
+    [[nodiscard]] std::shared_ptr<const std::atomic<size_t>> n_bytes() const { return n_bytes_; }
     [[nodiscard]] int64_t n_built() const { return n_built_; }
 
   private:
@@ -70,6 +72,7 @@ class KeptGraphs {
     [[nodiscard]] llm_graph_cb name_and_place(ggml_backend_sched_t sched) const;
     [[nodiscard]] bool build(Graph& graph, const llm_graph_params& params);
     [[nodiscard]] size_t bytes_of(const Graph& graph) const;
+    void count_bytes();
     void set_threads(bool is_batch) const;
     void forget_rows(const llama_ubatch& pass);
     [[nodiscard]] int32_t output_of(int32_t row);
@@ -92,6 +95,7 @@ class KeptGraphs {
     Graph* running_ = nullptr;
     int64_t n_built_ = 0;
     bool is_stale_ = false;
+    std::shared_ptr<std::atomic<size_t>> n_bytes_ = std::make_shared<std::atomic<size_t>>(0);
     std::vector<int32_t> outputs_; // of the last pass, by batch row; -1: none
     int32_t n_searched_ = 0;       // of a row's logits
     Result logits_;

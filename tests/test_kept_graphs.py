@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dspark_cpp import _core
+from dspark_cpp import LLM, SamplingParams, _core
 
 N_TOKENS = 700
 QUEUE_BYTES = 1 << 30  # rows wait until a draft
@@ -89,13 +89,23 @@ def test_few_graphs_are_kept(probe: Probe) -> None:
     """More shapes than are kept take the place of old ones, in memory and all."""
     kept = probe()
     rounds(kept, list(range(1, 14)))
-    n_built, n_bytes = kept.n_graphs_built, kept.draft_bytes
+    n_built, n_bytes = kept.n_graphs_built, kept.kept_bytes
     assert n_built == 14
     rounds(kept, [13, 12])  # still there
     assert kept.n_graphs_built == n_built
     rounds(kept, [1])  # the oldest is not
     assert kept.n_graphs_built == n_built + 1
-    assert kept.draft_bytes == n_bytes
+    assert kept.kept_bytes == n_bytes > 0
+
+
+def test_memory_counts_what_is_kept(demo_target: Path, demo_drafter: Path) -> None:
+    with LLM(demo_target, demo_drafter, policy="full", costs="none", n_threads=1) as llm:
+        before = llm.engine.memory_bytes
+        llm.generate("What is 2 plus 3?", SamplingParams(max_tokens=20, ignore_eos=True))
+        after = llm.engine.memory_bytes
+    for name in ("target_context", "draft_context"):
+        assert after[name] > before[name] + 100_000
+    assert after["target_weights"] == before["target_weights"]
 
 
 Rows = list[tuple[int, int, int]]

@@ -169,9 +169,11 @@ std::unique_ptr<BoundEngine> make_engine(std::shared_ptr<Model> target, std::sha
         draft.workers = workers;
         real_drafter = std::make_unique<LlamaDrafter>(drafter, *real_target, draft);
         bound->draft_context_bytes = real_drafter->context().memory_bytes();
+        bound->draft_kept_bytes = real_drafter->context().kept_bytes();
     }
     bound->options = options;
     bound->target_context_bytes = real_target->context().memory_bytes();
+    bound->target_kept_bytes = real_target->context().kept_bytes();
     bound->engine = std::make_unique<Engine>(std::move(real_target), std::move(real_drafter),
                                              make_scheduler(options, *target, block), engine_options(options), workers);
     return bound;

@@ -44,6 +44,8 @@ struct BoundEngine {
     std::shared_ptr<Model> drafter_model; // after target_model: freed first
     size_t target_context_bytes = 0;
     size_t draft_context_bytes = 0;
+    std::shared_ptr<const std::atomic<size_t>> target_kept_bytes; // of their kept graphs
+    std::shared_ptr<const std::atomic<size_t>> draft_kept_bytes;
     LLMOptions options; // with every default filled in
 
     ~BoundEngine() { engine.reset(); }

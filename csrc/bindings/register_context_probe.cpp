@@ -69,7 +69,7 @@ class ContextProbe {
         n_decoded_ -= n;
     }
     [[nodiscard]] int64_t n_graphs_built() { return drafter_.context().n_graphs_built(); }
-    [[nodiscard]] size_t draft_bytes() { return drafter_.context().memory_bytes(); }
+    [[nodiscard]] size_t kept_bytes() { return drafter_.context().kept_bytes()->load(); }
     // Last position held, rows that wait, first and last position in the cache.
     [[nodiscard]] std::tuple<int32_t, int32_t, int32_t, int32_t> positions() {
         return {drafter_.last_position(0), drafter_.n_waiting(0), drafter_.context().first_position(0),
@@ -121,6 +121,6 @@ void register_context_probe(py::module_& module) {
         .def("forget", &ContextProbe::forget)
         .def("shift", &ContextProbe::shift, py::arg("begin"), py::arg("n"))
         .def_property_readonly("n_graphs_built", &ContextProbe::n_graphs_built)
-        .def_property_readonly("draft_bytes", &ContextProbe::draft_bytes)
+        .def_property_readonly("kept_bytes", &ContextProbe::kept_bytes)
         .def_property_readonly("positions", &ContextProbe::positions);
 }

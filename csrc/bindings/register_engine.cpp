@@ -78,8 +78,9 @@ py::dict memory(const BoundEngine& bound) {
     py::dict bytes;
     bytes["target_weights"] = bound.target_model->size_bytes();
     bytes["drafter_weights"] = bound.drafter_model ? bound.drafter_model->size_bytes() : 0;
-    bytes["target_context"] = bound.target_context_bytes;
-    bytes["draft_context"] = bound.draft_context_bytes;
+    const auto kept = [](const auto& n_bytes) { return n_bytes ? n_bytes->load() : 0; };
+    bytes["target_context"] = bound.target_context_bytes + kept(bound.target_kept_bytes);
+    bytes["draft_context"] = bound.draft_context_bytes + kept(bound.draft_kept_bytes);
     return bytes;
 }
 
