@@ -213,8 +213,8 @@ class Engine {
     std::vector<BlockDraft> drafts_;
     std::vector<BatchRow> rows_;
     std::vector<ContextRow> context_rows_;
-    std::vector<Event> events_; // of this turn
-    bool is_awaited_ = false;   // so the turn ends with this step
+    std::vector<Event> events_;                      // of this turn
+    bool is_awaited_ = false;                        // so the turn ends with this step
     std::vector<size_t> deciding_;                   // lanes with a decode round
     std::vector<Decision> decisions_;                // by lane
     std::vector<std::span<const float>> row_logits_; // by batch row, of those that are read
@@ -225,8 +225,8 @@ class Engine {
     double pause_ms_ = 0;                            // between the last step and this one, the caller's work
     std::shared_ptr<WorkerPool> workers_;
     std::vector<RoundDecider> deciders_; // one per worker
-    EngineStats step_;  // figures of this step alone
-    EngineStats stats_; // totals, guarded by inbox_mutex_
+    EngineStats step_;                   // figures of this step alone
+    EngineStats stats_;                  // totals, guarded by inbox_mutex_
 };
 
 } // namespace dspark

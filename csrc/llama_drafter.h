@@ -32,7 +32,7 @@ struct DrafterOptions {
     // large one: parked requests rarely reach it, and it is small beside the weights.
     size_t queue_bytes = size_t{128} << 20;
     std::shared_ptr<WorkerPool> workers; // null: the heads run on the caller's thread
-    bool keep_graphs = true; // false: llama.cpp's own passes, which give the same bits
+    bool keep_graphs = true;             // false: llama.cpp's own passes, which give the same bits
 };
 
 class LlamaDrafter final : public Drafter {

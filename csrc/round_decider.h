@@ -1,6 +1,6 @@
 // What the target's rows decide about one request: which drafted tokens stand, and the token behind them. Owns: the
-// buffers of that, the penalties' and mask's view of drafted tokens while rows are read. Must not know: batches, caches,
-// other requests. Threads: one per thread; different requests may be decided at the same time.
+// buffers of that, the penalties' and mask's view of drafted tokens while rows are read. Must not know: batches,
+// caches, other requests. Threads: one per thread; different requests may be decided at the same time.
 #pragma once
 
 #include "acceptance.h"

@@ -12,7 +12,7 @@ from reference import heads as oracle
 N_VOCAB, HIDDEN, RANK, N_SLOTS = 1200, 48, 32, 7
 # The device under test; DSPARK_TEST_DEVICE=CUDA0 runs the same tests on a GPU.
 DEVICE = os.environ.get("DSPARK_TEST_DEVICE", "")
-# A GPU multiplies f32 matrices in tf32 (10 mantissa bits) where it may: sums of 32 terms about 2 are off by up to 0.009.
+# A GPU multiplies f32 matrices in tf32 (10 mantissa bits) where it may: sums of 32 terms about 2 are off by 0.009.
 ON_CPU = DEVICE in ("", "CPU")
 RTOL, ATOL = (1e-4, 1e-5) if ON_CPU else (2e-3, 1.5e-2)
 TYPES = ["vanilla", "gated", "rnn"]

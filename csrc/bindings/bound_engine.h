@@ -31,8 +31,8 @@ struct LLMOptions {
     // the bit with flash attention and f16, off by up to 4e-2 with f32; without it equal with f32, off by 7e-3 with
     // f16.
     std::optional<bool> flash_attention;
-    // Threads that share the reading of logits, the caller among them. -1: n_threads, 16 at most, where a GPU computes the
-    // passes; else none.
+    // Threads that share the reading of logits, the caller among them. -1: n_threads, 16 at most, where a GPU computes
+    // the passes; else none.
     int32_t n_workers = -1;
     SyntheticOptions synthetic; // for timing alone
 };

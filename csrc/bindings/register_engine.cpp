@@ -277,8 +277,8 @@ void register_engine(py::module_& module) {
              py::arg("n_candidates") = kDefaultCandidates, py::arg("policy") = "full",
              py::arg("objective") = "throughput", py::arg("calibration") = std::vector<CalibrationTuple>{},
              py::arg("draft_window") = 4096, py::arg("max_queue") = 512, py::arg("prefill_chunk") = 64,
-             py::arg("prefix_reuse") = true, py::arg("flash_attention") = py::none(),
-             py::arg("n_workers") = -1, py::arg("synthetic_acceptance") = py::none())
+             py::arg("prefix_reuse") = true, py::arg("flash_attention") = py::none(), py::arg("n_workers") = -1,
+             py::arg("synthetic_acceptance") = py::none())
         .def("submit", &submit_request, py::arg("prompt"), py::arg("options").none(false))
         .def("step", &run_step)
         .def("turn", &run_turn, py::arg("budget_ms"))
