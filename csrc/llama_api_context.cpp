@@ -101,7 +101,8 @@ Context::Context(std::shared_ptr<Model> model, const ContextOptions& options, Co
         throw ModelLoadError("cannot make a context for " + model_->path() + ": " +
                              take_error("llama.cpp gave no reason"));
     }
-    // With a GPU llama.cpp's own passes: graphs that are kept crashed Mesa's software Vulkan driver (docs/DECISIONS.md).
+    // With a GPU llama.cpp's own passes: graphs that are kept crashed Mesa's software Vulkan driver
+    // (docs/DECISIONS.md).
     const bool is_on_cpu = llama_model_n_devices(model_->impl().model) == 0;
     if (options.n_kept_rows > 0 && is_on_cpu) {
         impl_->graphs = std::make_unique<KeptGraphs>(*impl_->context, options.n_kept_rows);
@@ -110,7 +111,8 @@ Context::Context(std::shared_ptr<Model> model, const ContextOptions& options, Co
     impl_->n_positions = llama_model_rope_type(model_->impl().model) == LLAMA_ROPE_TYPE_MROPE ? 4 : 1;
     impl_->is_tapped.assign(static_cast<size_t>(model_->n_layer()) + 1, false);
     impl_->n_shared.assign(static_cast<size_t>(options.n_sequences), 0);
-    impl_->may_choose_threads = model_->uses_kernels() && is_on_cpu && std::max(options.n_threads, options.n_threads_batch) > 1;
+    impl_->may_choose_threads =
+        model_->uses_kernels() && is_on_cpu && std::max(options.n_threads, options.n_threads_batch) > 1;
 }
 
 Context::~Context() = default;
