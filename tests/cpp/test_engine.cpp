@@ -19,7 +19,7 @@ namespace {
 
 using toy::greedy;
 
-std::shared_ptr<WorkerPool> workers; // every test runs without and with some
+std::shared_ptr<WorkerPool> workers; // null, but in the second half of main()
 
 struct Bench {
     std::unique_ptr<Engine> engine;
@@ -425,29 +425,31 @@ void test_submit_from_other_threads() {
     CHECK(!bench.engine->has_work());
 }
 
-void run_all() {
+// What decides rounds: with threads that share it, too.
+void test_decisions() {
     test_greedy_text_never_changes();
-    test_right_script_commits_whole_blocks();
     test_exact_sampling_is_policy_free();
     test_random_stream_ignores_neighbours();
-    test_sampled_text_follows_the_target();
     test_end_of_text_inside_accepted_prefix();
-    test_limits();
-    test_draft_limit_of_one_request();
-    test_cancel_everywhere();
     test_failed_pass_ends_its_requests_only();
     test_bad_logits_end_one_request_only();
-    test_bounded_queue_and_close();
-    test_short_requests_in_changing_slots();
     test_logprobs_of_drafted_tokens();
-    test_submit_from_other_threads();
 }
 
 } // namespace
 
 int main() {
-    run_all();
+    test_decisions();
     workers = std::make_shared<WorkerPool>(3);
-    run_all();
+    test_decisions();
+    workers.reset();
+    test_right_script_commits_whole_blocks();
+    test_sampled_text_follows_the_target();
+    test_limits();
+    test_draft_limit_of_one_request();
+    test_cancel_everywhere();
+    test_bounded_queue_and_close();
+    test_short_requests_in_changing_slots();
+    test_submit_from_other_threads();
     return check_summary();
 }
