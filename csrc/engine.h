@@ -160,7 +160,6 @@ class Engine {
     void record_decision(const Lane& lane);
     void decide_rounds();
     void find_likeliest();
-    void share(bool is_worth_waking, size_t n_tasks, const WorkerPool::Task& task);
     [[nodiscard]] VerifyResult decide(const Lane& lane, RoundDecider& decider) const;
     void set_synthetic_confidences();
     [[nodiscard]] int32_t accepted_text(const Lane& lane, int32_t n_accepted) const;
@@ -219,7 +218,7 @@ class Engine {
     std::vector<Decision> decisions_;                // by lane
     std::vector<std::span<const float>> row_logits_; // by batch row, of those that are read
     std::vector<int32_t> likeliest_;                 // by batch row; -1: not looked for
-    std::vector<size_t> searched_rows_;
+    std::vector<size_t> searched_rows_;              // batch rows of which the likeliest token is all that is read
     StepLoad load_;
     std::optional<Clock::time_point> last_step_end_; // empty: nothing was running then
     double pause_ms_ = 0;                            // between the last step and this one, the caller's work

@@ -32,44 +32,47 @@ void Engine::decide_rounds() {
     row_logits_.assign(rows_.size(), {});
     likeliest_.assign(rows_.size(), -1);
     deciding_.clear();
-    size_t n_heavy = 0;
+    searched_rows_.clear();
+    size_t n_heavy = 0; // requests that read more than the likeliest token of a row
     for (size_t i = 0; i < lanes_.size(); ++i) {
         const Lane& lane = lanes_[i];
         if (lane.is_prefill || lane.n_rows == 0) {
             continue;
         }
         deciding_.push_back(i);
-        n_heavy += RoundDecider::needs_argmax_only(*lane.request) ? 0 : 1;
+        const bool is_searched = RoundDecider::needs_argmax_only(*lane.request);
+        n_heavy += is_searched ? 0 : 1;
         for (int32_t row = lane.first_row; row < lane.first_row + lane.n_rows; ++row) {
             row_logits_[static_cast<size_t>(row)] = target_->logits(row);
+            if (is_searched) {
+                searched_rows_.push_back(static_cast<size_t>(row));
+            }
         }
     }
-    find_likeliest();
-    const bool is_shared = n_heavy > 1;
-    share(is_shared, deciding_.size(), [this](size_t task, size_t worker) {
+    if (workers_) {
+        find_likeliest();
+    }
+    const auto decide_lane = [this](size_t task, size_t worker) {
         Decision& decision = decisions_[deciding_[task]];
         try {
             decision.result = decide(lanes_[deciding_[task]], deciders_[worker]);
         } catch (...) {
             decision.error = std::current_exception();
         }
-    });
+    };
+    if (workers_ && n_heavy > 1) {
+        workers_->run(deciding_.size(), decide_lane);
+        return;
+    }
+    for (size_t task = 0; task < deciding_.size(); ++task) {
+        decide_lane(task, 0);
+    }
 }
 
 // Most requests read nothing but the likeliest token of a row. With threads to share them, all rows are read at once;
 // alone, one after the other, and none behind the first rejection.
 void Engine::find_likeliest() {
-    if (!workers_) {
-        return;
-    }
-    searched_rows_.clear();
-    for (const size_t i : deciding_) {
-        const Lane& lane = lanes_[i];
-        for (int32_t row = 0; RoundDecider::needs_argmax_only(*lane.request) && row < lane.n_rows; ++row) {
-            searched_rows_.push_back(static_cast<size_t>(lane.first_row + row));
-        }
-    }
-    share(true, searched_rows_.size(), [this](size_t task, size_t worker) {
+    workers_->run(searched_rows_.size(), [this](size_t task, size_t worker) {
         const size_t row = searched_rows_[task];
         try {
             likeliest_[row] = deciders_[worker].argmax(row_logits_[row]);
@@ -77,16 +80,6 @@ void Engine::find_likeliest() {
             likeliest_[row] = -1; // found again, and said, if the row is read
         }
     });
-}
-
-void Engine::share(bool is_worth_waking, size_t n_tasks, const WorkerPool::Task& task) {
-    if (workers_ && is_worth_waking) {
-        workers_->run(n_tasks, task);
-        return;
-    }
-    for (size_t i = 0; i < n_tasks; ++i) {
-        task(i, 0);
-    }
 }
 
 void Engine::commit_prefill(Lane& lane) {

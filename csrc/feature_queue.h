@@ -52,8 +52,8 @@ class FeatureQueue {
     size_t n_rows_ = 0; // of all sequences
     std::vector<Rows> rows_;
     size_t rows_per_block_;
-    std::vector<Block>
-        free_; // to be used again: memory that the system hands out anew costs more than the copy into it
+    // To be used again: memory that the system hands out anew costs more than the copy into it.
+    std::vector<Block> free_;
 };
 
 } // namespace dspark

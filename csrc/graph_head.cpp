@@ -170,7 +170,7 @@ class GraphSequentialHead final : public SequentialHead {
             return input.candidates[slot];
         }
         const std::span logits(input.base_logits[slot], static_cast<size_t>(weights_.n_vocab));
-        builder_.select_top_k(logits, static_cast<int32_t>(width_), selected_);
+        builder_.select_candidates(logits, static_cast<int32_t>(width_), selected_);
         return selected_;
     }
 

@@ -171,12 +171,12 @@ class Context {
     // Passes from now on look for the k largest logits of each row where they can; 0: they do not.
     void search_logits(int32_t k);
     // Views of the last decode, indexed by batch row; dead after the next decode.
-    // Ids and logits as TopSearch::top() gives them; empty where none were looked for, or the row holds what it
-    // refuses.
-    [[nodiscard]] std::span<const Ranked> largest_logits(int32_t row);
     [[nodiscard]] std::span<const float> logits(int32_t row);              // (n_vocab)
     [[nodiscard]] std::span<const float> embedding(int32_t row);           // (n_embd)
     [[nodiscard]] std::span<const float> layer_input(int32_t layer) const; // (n_rows, n_embd)
+    // Ids and logits as TopSearch::top() gives them; empty where none were looked for, or the row holds what it
+    // refuses.
+    [[nodiscard]] std::span<const Ranked> largest_logits(int32_t row);
     void tap_layer(int32_t layer);
 
     void remove(int32_t sequence, int32_t begin, int32_t end); // cells at positions [begin, end); end < 0: all after
