@@ -137,7 +137,7 @@ def test_untied_target_lends_its_head(lone_embedding: bool, f32_target: Path, va
 
 
 def test_both_sides_know_the_same_tappable_architectures() -> None:
-    source = (Path(__file__).parents[1] / "csrc" / "llama_api_drafter.cpp").read_text()
+    source = (Path(__file__).parents[1] / "csrc" / "llama_api_drafter_check.cpp").read_text()
     listed = source[source.index("> tappable = {") : source.index("> whole = {")]
     whole = source[source.index("> whole = {") : source.index("const std::string name")]
     assert set(re.findall(r'"([^"]+)"', listed)) == TAPPABLE_ARCHITECTURES

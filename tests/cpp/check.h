@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdio>
+#include <string>
 
 inline int n_checks_passed = 0;
 inline int n_checks_failed = 0;
@@ -11,6 +12,16 @@ inline void check(bool holds, const char* what, const char* file, int line) {
     if (!holds) {
         std::printf("%s:%d: failed: %s\n", file, line, what);
     }
+}
+
+// Whether f() throws this error with these words.
+template <class Error, class F> bool throws(F f, const std::string& message) {
+    try {
+        f();
+    } catch (const Error& error) {
+        return std::string(error.what()).find(message) != std::string::npos;
+    }
+    return false;
 }
 
 inline int check_summary() {
