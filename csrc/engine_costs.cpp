@@ -55,14 +55,12 @@ double Engine::plain_step_ms() const {
 void Engine::learn(double total_ms) {
     const StepTimes times{step_.draft_ms, step_.inject_ms, step_.verify_ms, total_ms + pause_ms_};
     int32_t n_rows = 0;
-    int32_t n_prefill_rows = 0;
     for (const Lane& lane : lanes_) {
         n_rows += lane.is_prefill ? 0 : lane.prefix_len;
-        n_prefill_rows += lane.is_prefill ? lane.n_rows : 0;
     }
     const auto n_committed = static_cast<int32_t>(step_.n_committed);
     StepLoad load = load_;
-    load.n_prefill_rows = n_prefill_rows;
+    load.n_prefill_rows = static_cast<int32_t>(step_.n_prefill_tokens);
     const StepShape step{static_cast<int32_t>(proposals_.size()), static_cast<int32_t>(tasks_.size()), n_rows};
     scheduler_->observe_step(load, step, n_committed, times);
 }

@@ -76,6 +76,16 @@ def test_steps_that_read_prompts_are_counted_apart(
     assert engine.stats.verify_ms > 0
 
 
+def test_prompts_are_priced_by_their_length(
+    make_engine: Callable[..., _core.Engine], prompts: list[list[int]]
+) -> None:
+    """The step that ends a prompt goes on with its last row alone; its time is that of the whole prompt."""
+    engine = make_engine(n_parallel=1, prefix_reuse=False)
+    prompt = (prompts[0] * 30)[:30]
+    run(engine, [prompt] * 20, lambda i: greedy(4))
+    assert [size for size, _ in engine.costs["prefill"]] == [30]
+
+
 def test_only_the_last_event_has_a_reason(make_engine: Callable[..., _core.Engine], prompts: list[list[int]]) -> None:
     """`Answer.add` asserts that nothing follows the last event; every step yields at most one event a request."""
     answers = run(make_engine(), prompts, lambda i: greedy(1 + i, ignore_eos=True))
