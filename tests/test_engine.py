@@ -76,9 +76,7 @@ def test_steps_that_read_prompts_are_counted_apart(
     assert engine.stats.verify_ms > 0
 
 
-def test_prompts_are_priced_by_their_length(
-    make_engine: Callable[..., _core.Engine], prompts: list[list[int]]
-) -> None:
+def test_prompts_are_priced_by_their_length(make_engine: Callable[..., _core.Engine], prompts: list[list[int]]) -> None:
     """The step that ends a prompt goes on with its last row alone; its time is that of the whole prompt."""
     engine = make_engine(n_parallel=1, prefix_reuse=False)
     prompt = (prompts[0] * 30)[:30]
