@@ -24,7 +24,7 @@ __all__ = ["CostCache", "cache_folder", "prepare_costs"]
 
 _log = logging.getLogger(__name__)
 
-_FORMAT = 7
+_FORMAT = 8
 
 _LOOK_MS = 100.0  # budget of the look that confirms costs
 _MOST_LOOK_PASS_MS = 10.0  # longer passes suffer less from a bad moment, and a look has a dozen of them or more
