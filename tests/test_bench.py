@@ -14,11 +14,13 @@ from dspark_cpp.bench.cost_report import best_lengths, cliff_sizes, cost_at
 from dspark_cpp.bench.plots import conditional_acceptance, draw_all
 from dspark_cpp.bench.published import PUBLISHED, conditional_rate, parse_rates
 from dspark_cpp.bench.report import as_json, cell_table, report_cell, summary
-from dspark_cpp.bench.runner import Pair, Plan, Run, Stream, _without_far, is_settled, measure, standard_error
+from dspark_cpp.bench.runner import Pair, Plan, Run, _without_far, is_settled, measure, standard_error
 from dspark_cpp.bench.step_split import step_split
+from dspark_cpp.bench.traffic import Stream, Traffic, answer_all
 from dspark_cpp.bench_kernels import KernelTiming
 from dspark_cpp.cli import app
 from dspark_cpp.errors import DSparkError
+from dspark_cpp.llm import LLM
 from typer.testing import CliRunner
 
 CELL = Cell("code", 0.0, 2)
@@ -188,7 +190,7 @@ def test_every_way_runs_once_a_repetition_there_and_back(runs: list[Run]) -> Non
     assert sorted(order[0]) == sorted(order[1])
     assert order[0] == order[1][::-1]
     for run in runs:
-        assert run.counts["n_committed"] == 4 * 5  # two waves of two streams; the first token is the prefill's
+        assert run.counts["n_committed"] == 4 * 5  # two answers of two streams; the first token is the prefill's
         assert 0 < run.n_tokens <= 20
         assert run.seconds > 0
         assert run.counts["n_rounds"] == 20 or run.way not in (PLAIN, "off")
@@ -226,6 +228,27 @@ def test_command_measures_a_useless_drafter_with_synthetic_acceptance(demo_targe
     # 8 tokens after the first: one round where every draft stands, 8 where none does.
     assert lengths["rates-1", "fixed:7"] == 1
     assert lengths["rates-2", "fixed:7"] == lengths["rates-2", "plain"] == 8
+
+
+def test_streams_ask_on_when_their_answer_has_ended(demo_target: Path) -> None:
+    lengths = [9, 3, 3, 3, 2]
+    options = [request_options(PLAIN, 0.0, n, 0, ignores_end=True) for n in lengths]
+    with LLM(demo_target, n_parallel=4, n_threads=1) as llm:
+        traffic = answer_all(llm.loop, [[5, 6]] * 5, options, n_streams=2)
+        together = answer_all(llm.loop, [[5, 6]] * 5, options)
+    streams = traffic.streams
+    assert [sum(n for _, n in stream.arrivals) for stream in streams] == lengths
+    for i, stream in enumerate(streams):
+        n_open = sum(before.last > stream.submitted for before in streams[:i])
+        assert n_open == min(i, 1), "the other stream is still at it"
+    assert traffic.begin == max(stream.first for stream in streams[:2])
+    assert traffic.end >= min(stream.last for stream in streams[3:])
+    assert max(stream.submitted for stream in together.streams) < min(stream.last for stream in together.streams)
+
+
+def test_only_the_time_in_which_all_streams_are_busy_counts() -> None:
+    first, second = Stream(0.0, arrivals=[(1.0, 1), (2.0, 2), (3.0, 4)]), Stream(0.0, arrivals=[(2.0, 8), (2.5, 16)])
+    assert Traffic([first, second], begin=2.0, end=2.9).n_tokens == 16
 
 
 def test_answers_without_text_have_no_speed() -> None:

@@ -24,7 +24,8 @@ from typing import Any
 
 from dspark_cpp import build_info
 from dspark_cpp.bench.cases import PLAIN, request_options
-from dspark_cpp.bench.runner import Pair, Stream, answer_wave
+from dspark_cpp.bench.runner import Pair
+from dspark_cpp.bench.traffic import Stream, answer_all
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
@@ -102,7 +103,7 @@ class Sweep:
             request_options(policy, temperature, n_tokens, seed + i, ignores_end=ignores_end)
             for i in range(len(prompts))
         ]
-        return [_our_reply(stream) for stream in answer_wave(loop, [("", prompt) for prompt in prompts], options)]
+        return [_our_reply(stream) for stream in answer_all(loop, prompts, options).streams]
 
     def ask_server(
         self, address: str, prompts: Sequence[Sequence[int]], temperature: float, n_tokens: int, seed: int

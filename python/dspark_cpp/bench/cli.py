@@ -51,7 +51,7 @@ def bench_command(
     ] = 6,
     run_seconds: Annotated[
         float, typer.Option(min=0, help="Least length of a run, by further answers; 0: as many as asked for.")
-    ] = 0.1,
+    ] = 0.15,
     budget: Annotated[float, typer.Option(help="Seconds for all cells; each has at least one repetition.")] = 1e9,
     synthetic_acceptance: Annotated[
         str, typer.Option(help="Rates per position, or a published pair (qwen3-4b:gsm8k): times random weights.")

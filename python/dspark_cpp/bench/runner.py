@@ -1,9 +1,8 @@
 """Runs cells: every way of decoding once per repetition, short runs there and back (A B C, C B A), within one process.
 
 Owns: engines, clocks. A cell's engines stay open through its repetitions: one without a drafter for plain decoding, one
-for the default policy, which learns from its own steps alone, one for all other ways. A run's speed is taken from the
-moment that all its streams have their first token, so prefill is not in it; a run of several waves adds up their
-windows.
+for the default policy, which learns from its own steps alone, one for all other ways. A run's speed is that of the time
+in which all its streams are busy: from their first tokens until one of them finds no further question.
 """
 
 from __future__ import annotations
@@ -12,15 +11,14 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
 from dspark_cpp import _core
 from dspark_cpp.bench.cases import ADAPTIVE, PLAIN, Cell, Workload, request_options
+from dspark_cpp.bench.traffic import Traffic, answer_all
 from dspark_cpp.config import EngineOptions
-from dspark_cpp.engine_loop import EngineLoop, RequestGroup
-from dspark_cpp.errors import DSparkError
 from dspark_cpp.llm import LLM
 
 __all__ = [
@@ -28,8 +26,6 @@ __all__ = [
     "Pair",
     "Plan",
     "Run",
-    "Stream",
-    "answer_wave",
     "best_fixed",
     "is_settled",
     "measure",
@@ -82,11 +78,11 @@ class Run:
     Attributes
     ----------
     n_tokens, seconds
-        Tokens after the last stream's first one, and the time they took.
+        Tokens that came while all streams were busy, and that time.
     user_speed
-        Tokens per second of one stream after its own first token, mean over streams.
+        Tokens per second of one answer after its first token, mean over answers.
     first_token_ms
-        From submission to a stream's first token, mean over streams.
+        From submission to an answer's first token, mean over answers.
     counts
         Of the run's requests; `n_steps` are the engine's steps without prompts.
     steps_ms
@@ -161,35 +157,6 @@ class Pair:
             yield llm
 
 
-@dataclass(slots=True)
-class Stream:
-    """One request as its caller sees it."""
-
-    submitted: float
-    first: float = 0.0
-    last: float = 0.0
-    arrivals: list[tuple[float, int]] = field(default_factory=list)
-    stats: _core.RequestStats | None = None
-
-    def feed(self, event: _core.Event, now: float) -> None:
-        """Take in an event that arrived at a time."""
-        if event.finish_reason == "error":
-            raise DSparkError(f"cannot measure: {event.error}")
-        if event.tokens:
-            self.first = self.first or now
-            self.last = now
-            self.arrivals.append((now, len(event.tokens)))
-        self.stats = event.stats or self.stats
-
-    @property
-    def speed(self) -> float:
-        """Tokens per second after the first token; 0 for an answer without text."""
-        if not self.arrivals:
-            return 0.0
-        n_after_first = sum(n for at, n in self.arrivals) - self.arrivals[0][1]
-        return n_after_first / max(self.last - self.first, 1e-9)
-
-
 def measure(
     pair: Pair,
     workload: Workload,
@@ -232,14 +199,14 @@ def _measure_cell(
     engines: _Engines, ways: Sequence[str], plan: Plan, deadline: float, advance: Callable[[str], None]
 ) -> list[Run]:
     runs: list[Run] = []
-    n_waves = _count_waves(engines, plan)
+    n_answers = _count_answers(engines, plan)
     for repeat in range(plan.n_repeats + plan.n_more_repeats):
         is_enough = repeat >= plan.n_repeats and is_settled(runs)
         if repeat > 0 and (is_enough or time.perf_counter() > deadline):
             break
         turns = ways if repeat < _N_FIRST else _without_far(ways, runs)
         for way in turns if repeat % 2 == 0 else reversed(turns):
-            runs.append(_run(engines.of(way), engines.workload, engines.cell, way, plan, (repeat, n_waves)))
+            runs.append(_run(engines.of(way), engines.workload, engines.cell, way, plan, (repeat, n_answers)))
             advance(f"{engines.cell.label}: {way}")
     return runs
 
@@ -312,56 +279,38 @@ class _Engines:
         return self._open[kind]
 
 
-def _count_waves(engines: _Engines, plan: Plan) -> int:
-    """Return how many waves of answers a run has: enough for the prompts, and for plain decoding to last `run_s`."""
+def _count_answers(engines: _Engines, plan: Plan) -> int:
+    """Return how many answers a run has: as many for every stream, and plain decoding lasts `run_s`."""
     n_streams = engines.cell.n_streams
-    n_waves = -(-max(plan.n_prompts, n_streams) // n_streams)
-    if plan.run_s <= 0:
-        return n_waves
-    run = _run(engines.of(PLAIN), engines.workload, engines.cell, PLAIN, plan, (0, n_waves))
-    return math.ceil(n_waves * max(1.0, plan.run_s / max(run.seconds, 1e-3)))
+    n_rounds = -(-max(plan.n_prompts, n_streams) // n_streams)
+    if plan.run_s > 0:
+        run = _run(engines.of(PLAIN), engines.workload, engines.cell, PLAIN, plan, (0, n_rounds * n_streams))
+        n_rounds = math.ceil(n_rounds * max(1.0, plan.run_s / max(run.seconds, 1e-3)))
+    return n_rounds * n_streams
 
 
 def _warm_up(llm: LLM, workload: Workload, cell: Cell, way: str) -> None:
-    prompts = [(domain, prompt[-32:]) for domain, prompt in workload.take(cell.domain, cell.n_streams)]
-    answer_wave(llm.loop, prompts, [request_options(way, cell.temperature, _N_WARM_UP, 0)] * len(prompts))
+    prompts = [prompt[-32:] for _, prompt in workload.take(cell.domain, cell.n_streams)]
+    answer_all(llm.loop, prompts, [request_options(way, cell.temperature, _N_WARM_UP, 0)] * len(prompts))
 
 
 def _run(llm: LLM, workload: Workload, cell: Cell, way: str, plan: Plan, turn: tuple[int, int]) -> Run:
-    repeat, n_waves = turn
+    repeat, n_answers = turn
+    prompts = workload.take(cell.domain, n_answers)
+    options = [
+        request_options(
+            way,
+            cell.temperature,
+            plan.n_tokens,
+            workload.seed(domain, repeat * 1000 + i),
+            ignores_end=plan.ignores_end,
+        )
+        for i, (domain, _) in enumerate(prompts)
+    ]
     before, began = llm.stats, time.perf_counter()
-    waves = []
-    for wave in range(n_waves):
-        first = wave * cell.n_streams
-        prompts = workload.take(cell.domain, cell.n_streams, first)
-        seeds = [workload.seed(domain, repeat * 1000 + first + i) for i, (domain, _) in enumerate(prompts)]
-        options = [
-            request_options(way, cell.temperature, plan.n_tokens, seed, ignores_end=plan.ignores_end) for seed in seeds
-        ]
-        waves.append(answer_wave(llm.loop, prompts, options))
+    traffic = answer_all(llm.loop, [prompt for _, prompt in prompts], options, cell.n_streams)
     elapsed_ms = 1000 * (time.perf_counter() - began)
-    return _as_run(cell, way, repeat, waves, _difference(before, llm.stats), elapsed_ms)
-
-
-def answer_wave(
-    loop: EngineLoop, prompts: Sequence[tuple[str, Sequence[int]]], options: Sequence[_core.RequestOptions]
-) -> list[Stream]:
-    """Answer prompts, given with their domains, side by side; returns one stream per prompt, in their order.
-
-    Raises
-    ------
-    DSparkError
-        If an answer ends with an error.
-    """
-    streams: dict[int, Stream] = {}
-    with RequestGroup(loop) as group:
-        for (_, prompt), one in zip(prompts, options, strict=True):
-            now = time.perf_counter()
-            streams[group.submit(prompt, one)] = Stream(now)
-        while group.n_open:
-            event = group.next_event()
-            streams[event.request_id].feed(event, time.perf_counter())
-    return list(streams.values())
+    return _as_run(cell, way, repeat, traffic, _difference(before, llm.stats), elapsed_ms)
 
 
 def _difference(before: _core.EngineStats, after: _core.EngineStats) -> dict[str, float]:
@@ -371,14 +320,8 @@ def _difference(before: _core.EngineStats, after: _core.EngineStats) -> dict[str
     return parts | {"draft": parts["draft"] - parts["head"], "host": parts["host"] - parts["sample"]}
 
 
-def _as_run(
-    cell: Cell, way: str, repeat: int, waves: Sequence[Sequence[Stream]], steps: dict[str, float], elapsed_ms: float
-) -> Run:
-    windows = [(max(s.first for s in wave), max(s.last for s in wave)) for wave in waves]
-    n_tokens = sum(
-        n for wave, (begin, _) in zip(waves, windows, strict=True) for s in wave for at, n in s.arrivals if at > begin
-    )
-    streams = [stream for wave in waves for stream in wave]
+def _as_run(cell: Cell, way: str, repeat: int, traffic: Traffic, steps: dict[str, float], elapsed_ms: float) -> Run:
+    streams = traffic.streams
     speeds = [stream.speed for stream in streams if stream.arrivals]
     stats = [stream.stats for stream in streams if stream.stats is not None]
     names = ("n_prompt", "n_rounds", "n_drafted", "n_scheduled", "n_accepted", "n_committed")
@@ -389,8 +332,8 @@ def _as_run(
         cell,
         way,
         repeat,
-        n_tokens,
-        sum(end - begin for begin, end in windows),
+        traffic.n_tokens,
+        traffic.end - traffic.begin,
         sum(speeds) / max(len(speeds), 1),
         1000 * sum(s.first - s.submitted for s in streams if s.arrivals) / max(len(speeds), 1),
         counts,
