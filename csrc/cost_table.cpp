@@ -13,6 +13,7 @@ constexpr int32_t kTrustedSamples = 3; // a size nobody measured at load counts 
 constexpr int32_t kLoadWeight = 3;     // samples that the value from load counts for
 constexpr int32_t kGuessWeight = 2;    // samples that the interpolated value counts for: outliers alone teach nothing
 constexpr double kCliff = 1.5;         // times as dear as the next larger size: no noise
+constexpr double kLeastBody = 0.5;     // of a pass that reads prompts, whatever its outputs are said to take
 constexpr int32_t kMostWeight = 8;     // passes that a size counts for beside its neighbours, the value from load for 1
 
 } // namespace
@@ -224,11 +225,14 @@ double CostTable::undisturbed_verify_ms(const PassShape& pass) const {
         return std::max(0.0,
                         verify_.at(pass.n_rows, pass.context, verify_slope_) - (pass.is_repeat ? rebuild_ms_ : 0.0));
     }
-    const double body = prefill_.at(pass.n_rows + pass.n_prefill_rows, pass.context, prefill_slope_);
-    // What the rows with logits add is the output head: T_verify less a pass of as many rows without it.
-    const double head =
-        verify_.at(pass.n_rows, pass.context, verify_slope_) - prefill_.at(pass.n_rows, pass.context, verify_slope_);
-    return body + (pass.n_rows > 0 ? std::max(0.0, head) : 0.0);
+    return prefill_.at(pass.n_rows + pass.n_prefill_rows, pass.context, prefill_slope_) + output_ms(pass);
+}
+
+// What rows with logits add is the output head: T_verify less a pass of as many rows without it.
+double CostTable::output_ms(const PassShape& pass) const {
+    return pass.n_rows == 0 ? 0.0
+                            : std::max(0.0, verify_.at(pass.n_rows, pass.context, verify_slope_) -
+                                                prefill_.at(pass.n_rows, pass.context, verify_slope_));
 }
 
 double CostTable::verify_ms(const PassShape& pass) const {
@@ -276,8 +280,9 @@ void CostTable::learn_held() {
         } else if (pass.n_prefill_rows == 0) {
             verify_.observe(pass.n_rows, pass.context, undisturbed_ms + (pass.is_repeat ? rebuild_ms_ : 0.0),
                             verify_slope_);
-        } else if (pass.n_rows <= 1) { // a prompt's chunk, with at most the one output at its end
-            prefill_.observe(pass.n_rows + pass.n_prefill_rows, pass.context, undisturbed_ms, prefill_slope_);
+        } else {
+            const double body_ms = std::max(undisturbed_ms - output_ms(pass), kLeastBody * undisturbed_ms);
+            prefill_.observe(pass.n_rows + pass.n_prefill_rows, pass.context, body_ms, prefill_slope_);
         }
     }
 }

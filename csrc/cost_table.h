@@ -211,6 +211,7 @@ class CostTable {
     };
     void learn_held();
     [[nodiscard]] double undisturbed_verify_ms(const PassShape& pass) const;
+    [[nodiscard]] double output_ms(const PassShape& pass) const;
     [[nodiscard]] static bool is_drafted(const PassShape& pass) { return !pass.is_plain() && pass.n_prefill_rows == 0; }
     [[nodiscard]] bool knows(const PassShape& pass) const;
 
