@@ -44,7 +44,7 @@ double StepCosts::plain_ms(const StepLoad& load, int32_t n_requests) const {
 }
 
 double StepCosts::return_ms(const StepLoad& load, int32_t n_requests) const {
-    return step_ms(pass_of(load, n_requests), 0);
+    return step_ms({n_requests, 0, load.context}, 0);
 }
 
 // A pass of another shape than usual saves no building of a graph, and the next one, which is of the usual one again,
@@ -71,8 +71,7 @@ void StepCosts::price_rows(const StepLoad& load, const StepShape& step, int32_t 
                            std::vector<double>& row_ms) const {
     const int32_t n_rows = step.n_requests + step.n_drafted_rows;
     row_ms.clear();
-    row_ms.push_back(step.n_drafting == 0 ? plain_ms(load, n_rows)
-                                          : step_ms(pass_of(load, n_rows), step.n_drafted_rows));
+    row_ms.push_back(undrafted_ms(load, step));
     const double usual = shape_shares_.empty() ? 0.0 : *std::max_element(shape_shares_.begin(), shape_shares_.end());
     const double last_ms = last_pass_.is_behind_draft ? return_to_usual_ms(last_pass_.n_rows, usual) : 0; // paid anyway
     for (int32_t n = 1; n <= n_most; ++n) {
@@ -84,6 +83,26 @@ void StepCosts::price_rows(const StepLoad& load, const StepShape& step, int32_t 
         const double beyond_ms = return_to_usual_ms(n_rows + n, usual) - last_ms;
         row_ms.push_back(std::max(row_ms.front(), step_ms(pass, step.n_drafted_rows + n) + beyond_ms));
     }
+    if (load.n_prefill_rows > 0) {
+        leave_prompts_out(load, step, row_ms);
+    }
+}
+
+// What prompts take beside rounds is taken whatever these draft: time that drafts could not save must not make time
+// look cheap.
+void StepCosts::leave_prompts_out(StepLoad load, const StepShape& step, std::vector<double>& row_ms) const {
+    load.n_prefill_rows = 0;
+    const double alone_ms = undrafted_ms(load, step);
+    const double prompt_ms = std::max(0.0, row_ms.front() - alone_ms);
+    for (double& ms : row_ms) {
+        ms -= prompt_ms;
+    }
+}
+
+// Without rows beyond those that the step has anyway.
+double StepCosts::undrafted_ms(const StepLoad& load, const StepShape& step) const {
+    const int32_t n_rows = step.n_requests + step.n_drafted_rows;
+    return step.n_drafting == 0 ? plain_ms(load, n_rows) : step_ms(pass_of(load, n_rows), step.n_drafted_rows);
 }
 
 void StepCosts::price_drafts(const StepLoad& load, int32_t n_others, int32_t n_most,

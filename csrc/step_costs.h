@@ -40,7 +40,8 @@ class StepCosts {
     [[nodiscard]] double plain_ms(const StepLoad& load, int32_t n_requests) const;
     // The first plain step behind others: its pass has another shape than the one before.
     [[nodiscard]] double return_ms(const StepLoad& load, int32_t n_requests) const;
-    // [n]: the step with n drafted rows on top, n = 0 .. n_most. Where nobody drafts, [0] is plain decoding.
+    // [n]: the step with n drafted rows on top, without its prompts, n = 0 .. n_most. Where nobody drafts, [0] is plain
+    // decoding.
     void price_rows(const StepLoad& load, const StepShape& step, int32_t n_most, std::vector<double>& row_ms) const;
     // [n]: drafting n blocks beside those of n_others, n = 0 .. n_most.
     void price_drafts(const StepLoad& load, int32_t n_others, int32_t n_most, std::vector<double>& draft_ms) const;
@@ -53,6 +54,8 @@ class StepCosts {
   private:
     [[nodiscard]] double pass_ms(const PassShape& pass) const;
     [[nodiscard]] double step_ms(const PassShape& pass, int32_t n_drafted_rows) const;
+    [[nodiscard]] double undrafted_ms(const StepLoad& load, const StepShape& step) const;
+    void leave_prompts_out(StepLoad load, const StepShape& step, std::vector<double>& row_ms) const;
     [[nodiscard]] double return_to_usual_ms(int32_t n_rows, double usual_share) const;
     void note_shape(const PassShape& pass);
 

@@ -285,6 +285,22 @@ def test_prefill_rows_in_the_step_make_rows_dearer_or_cheaper_as_measured() -> N
     assert bound.select([{"id": 1}]) == ["draft"]
 
 
+def test_prompts_beside_rounds_do_not_make_time_look_cheap() -> None:
+    """7 rows more are worth less than their time, whatever prompts take in the same step."""
+    given = {
+        "verify": [(n, 10.0 * n) for n in range(1, 9)],
+        "plain": [(1, 10.0)],
+        "prefill": [(n, 10.0 * n) for n in (1, 8, 16, 64, 128)],
+        "draft": [(1, 1.0)],
+        "inject": [],
+        "verify_ms_per_row_cell": 0.0,
+        "draft_ms_per_block_cell": 0.0,
+    }
+    for n_prefill_rows in (0, 1, 8, 100):
+        bound = _scheduling.Scheduler(costs=given, block_size=BLOCK)
+        assert bound.select([{"id": 1}], n_prefill_rows=n_prefill_rows) == ["parked"]
+
+
 def test_parked_requests_are_looked_at_again_after_eight_steps_or_when_others_come() -> None:
     setting = Setting("linear", 0.9, 2, draft_share=10.0)
     bound = scheduler(setting)
