@@ -75,11 +75,11 @@ def test_never_slower_than_plain_on_a_machine_that_is_not_what_it_was_at_load(
     assert np.mean(ratios) > 0.98
 
 
-@pytest.mark.parametrize(("machine", "drafter", "n_streams"), [("demo", "mixed", 1), ("cpu", "mixed", 4)])
+@pytest.mark.parametrize(("machine", "drafter", "n_streams"), [("demo", "mixed", 2), ("cpu", "mixed", 4)])
 def test_the_oracle_beats_every_fixed_length_and_the_scheduler_comes_near(
     machine: str, drafter: str, n_streams: int
 ) -> None:
-    """Where nothing is off, knowing the confidences is worth 2 to 8 % of the best length in hindsight."""
+    """Where nothing is off, knowing the confidences is worth 5 to 8 % of the best length in hindsight."""
     to_best = compare(machine, drafter, n_streams, 0, is_ideal=True)[1]
     simulation = MachineSimulation(machine, drafter, n_streams, is_ideal=True)
     oracle = OracleSimulation(machine, drafter, n_streams)
