@@ -1,6 +1,7 @@
 #include "parking.h"
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 namespace dspark {
@@ -12,7 +13,7 @@ constexpr int32_t kComparedSteps = 16; // plain steps that are run to compare: t
 constexpr double kSureSpeedup = 2;     // no plain step is that much faster than it was
 constexpr double kTrustMemory = 0.97;  // a drafted step
 constexpr double kTrustFades = 0.99;   // a parked step: conditions change
-constexpr double kTrustTokens = 100;   // that a promise is taken as kept for before steps show it
+constexpr double kTrustLuck = 1.7;     // standard deviations of what is promised, one a token, that may be bad luck
 
 } // namespace
 
@@ -50,7 +51,9 @@ bool Parking::compares(double promised_speedup, double plain_ms) {
     return is_comparing_;
 }
 
-double Trust::share() const { return std::min(1.0, (n_kept_ + kTrustTokens) / (n_promised_ + kTrustTokens)); }
+double Trust::share() const {
+    return n_promised_ > 0 ? std::min(1.0, (n_kept_ + kTrustLuck * std::sqrt(n_promised_)) / n_promised_) : 1.0;
+}
 
 void Trust::fade(bool has_drafted) {
     const double memory = has_drafted ? kTrustMemory : kTrustFades;

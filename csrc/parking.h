@@ -24,7 +24,7 @@ class Parking {
     void earn(double drafted_ms) { credit_ms_ += kCompareShare * drafted_ms; } // a step with drafts
 
   private:
-    static constexpr double kCompareShare = 0.002; // of drafted time is lost by comparing
+    static constexpr double kCompareShare = 0.003; // of drafted time is lost by comparing
 
     std::vector<uint64_t> parked_; // the requests of the step before, if all were parked
     int32_t n_steps_ = 0;          // that they go on so

@@ -316,6 +316,7 @@ void Scheduler::schedule_group(Policy::Kind kind, std::span<const Proposal> prop
     if (kind == Policy::Kind::algorithm1) {
         algorithm1_prefixes(group_.blocks, row_ms_, static_cast<int32_t>(proposals.size()), group_.prefix_len);
     } else {
+        costs_.hope_for_untried(static_cast<int32_t>(proposals.size()) + n_other_rows, row_ms_);
         const double gain = choose_adaptive_prefixes();
         const bool has_probe = std::ranges::any_of(
             proposals, [](const Proposal& proposal) { return proposal.decision == DraftDecision::probe; });

@@ -7,6 +7,9 @@ namespace dspark {
 namespace {
 
 constexpr double kShapeMemory = 0.95; // a drafted pass
+constexpr int32_t kTried = 3;         // passes that show what a size takes, whatever load measured
+constexpr size_t kNear = 10;          // sizes this share apart take alike
+constexpr double kHope = 0.08;        // of what a size takes: load errs by as much
 constexpr double kShapeShare = 0.5;   // of what leaving the usual shape costs: all of it would keep to one out of habit
 
 PassShape pass_of(const StepLoad& load, int32_t n_rows) { return {n_rows, load.n_prefill_rows, load.context}; }
@@ -60,6 +63,10 @@ void StepCosts::note_shape(const PassShape& pass) {
         return;
     }
     const auto n = static_cast<size_t>(pass.n_rows);
+    n_timed_.resize(std::max(n_timed_.size(), n + n / kNear + 1));
+    for (size_t near = n - n / kNear; near <= n + n / kNear; ++near) {
+        ++n_timed_[near];
+    }
     shape_shares_.resize(std::max(shape_shares_.size(), n + 1));
     for (double& share : shape_shares_) {
         share *= kShapeMemory;
@@ -103,6 +110,15 @@ void StepCosts::leave_prompts_out(StepLoad load, const StepShape& step, std::vec
 double StepCosts::undrafted_ms(const StepLoad& load, const StepShape& step) const {
     const int32_t n_rows = step.n_requests + step.n_drafted_rows;
     return step.n_drafting == 0 ? plain_ms(load, n_rows) : step_ms(pass_of(load, n_rows), step.n_drafted_rows);
+}
+
+void StepCosts::hope_for_untried(int32_t n_rows, std::vector<double>& row_ms) const {
+    for (size_t n = 1; n < row_ms.size(); ++n) {
+        const size_t size = static_cast<size_t>(n_rows) + n;
+        if (size >= n_timed_.size() || n_timed_[size] < kTried) {
+            row_ms[n] = std::max(row_ms[n - 1], (1 - kHope) * row_ms[n]);
+        }
+    }
 }
 
 void StepCosts::price_drafts(const StepLoad& load, int32_t n_others, int32_t n_most,

@@ -43,6 +43,9 @@ class StepCosts {
     // [n]: the step with n drafted rows on top, without its prompts, n = 0 .. n_most. Where nobody drafts, [0] is plain
     // decoding.
     void price_rows(const StepLoad& load, const StepShape& step, int32_t n_most, std::vector<double>& row_ms) const;
+    // Drafted passes of sizes that no step has timed yet, as cheap as they may be: a price from load that is too high
+    // is never corrected by steps that keep away from it.
+    void hope_for_untried(int32_t n_rows, std::vector<double>& row_ms) const;
     // [n]: drafting n blocks beside those of n_others, n = 0 .. n_most.
     void price_drafts(const StepLoad& load, int32_t n_others, int32_t n_most, std::vector<double>& draft_ms) const;
     [[nodiscard]] double inject_ms(int32_t n_rows) const { return table_.inject_ms(n_rows); }
@@ -64,6 +67,7 @@ class StepCosts {
     OverheadLine overhead_;
     PassShape last_pass_;              // of the step before
     int32_t n_settled_ = 0;            // plain passes in a row
+    std::vector<int32_t> n_timed_;     // [n]: drafted passes of about n rows
     std::vector<double> shape_shares_; // [n]: of recent drafted passes, those of n rows; decayed
 };
 

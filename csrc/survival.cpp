@@ -1,6 +1,7 @@
 #include "survival.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <stdexcept>
 #include <string>
@@ -25,12 +26,19 @@ constexpr double kUnseenWeight = 0.5; // of a slot whose confidence is all that 
 constexpr double kTiedRounds = 2;     // rounds that the slot before counts for, where a slot was hardly ever reached
 
 constexpr double kMostLogit = 8; // of a confidence: beyond it nothing more is said, but gradients explode
-constexpr double kBandStep = 0.05;
-constexpr double kSlopeStep = 0.01;
-constexpr double kRequestStep = 0.1;
 constexpr double kMostShift = 4;
 constexpr double kMostRate = 0.995;
 constexpr double kMostSlope = 3;
+// Of the correction of confidences: the variance before anything was seen, and what a round adds to what is left of it.
+struct Drift {
+    double most;
+    double added;
+};
+constexpr Drift kSlopeDrift{0.05, 1e-4};
+constexpr Drift kShiftDrift{0.5, 1e-3};
+constexpr Drift kSlotDrift{0.1, 2e-4};
+constexpr Drift kRequestDrift{0.2, 3e-3};
+constexpr double kSlotWeight = 0.5; // the slots of a round share its luck: each says less than a round of its own
 
 double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
 
@@ -123,7 +131,8 @@ SurvivalEstimator::Band& SurvivalEstimator::band_of(const SurvivalKey& key) {
     if (is_new) {
         band.calibration = nearest_entry(key);
         band.rates.resize(block_size_);
-        band.correction.shift.resize(block_size_, 0.0);
+        band.correction = {{1, kSlopeDrift.most}, {0, kShiftDrift.most}, {}};
+        band.correction.shifts.resize(block_size_, {0, kSlotDrift.most});
     }
     return band;
 }
@@ -174,13 +183,43 @@ void SurvivalEstimator::read_confidence(const SurvivalKey& key, std::span<const 
     }
     const Band& band = band_of(key);
     const auto request = requests_.find(key.request_id);
-    const double own_shift = request == requests_.end() ? 0.0 : request->second.shift;
+    const double own_shift = request == requests_.end() ? 0.0 : request->second.shift.value;
     for (size_t k = 0; k < rates.size(); ++k) {
-        rates[k] =
-            sigmoid(band.correction.slope * scaled_logit(band, logits, k) + band.correction.shift[k] + own_shift);
+        rates[k] = corrected(band.correction, own_shift, scaled_logit(band, logits, k), k);
     }
     if (band.calibration != nullptr && !band.calibration->maps.empty()) {
         map_survivals(band, rates);
+    }
+}
+
+double SurvivalEstimator::corrected(const Correction& correction, double own_shift, double logit, size_t slot) {
+    return sigmoid(correction.slope.value * logit + correction.shift.value + correction.shifts[slot].value + own_shift);
+}
+
+void SurvivalEstimator::learn(Correction& correction, Belief& own_shift, double logit, size_t slot, bool is_accepted) {
+    struct Part {
+        Belief& belief;
+        double feature;
+        double least;
+        double most;
+    };
+    const std::array<Part, 4> parts{{{correction.slope, logit, 0, kMostSlope},
+                                     {correction.shift, 1, -kMostShift, kMostShift},
+                                     {correction.shifts[slot], 1, -kMostShift, kMostShift},
+                                     {own_shift, 1, -kMostShift, kMostShift}}};
+    const double expected = corrected(correction, own_shift.value, logit, slot);
+    const double information = kSlotWeight * expected * (1 - expected);
+    double variance = 0; // of the logit
+    for (const Part& part : parts) {
+        variance += part.feature * part.feature * part.belief.variance;
+    }
+    const double share = 1 / (1 + information * variance);
+    const double error = kSlotWeight * ((is_accepted ? 1.0 : 0.0) - expected);
+    for (const Part& part : parts) {
+        const double covariance = part.belief.variance * part.feature; // with the logit
+        const double value = part.belief.value + covariance * share * error;
+        part.belief = {std::clamp(value, part.least, part.most),
+                       part.belief.variance - covariance * covariance * information * share};
     }
 }
 
@@ -212,7 +251,8 @@ void SurvivalEstimator::observe(const SurvivalKey& key, std::span<const float> l
     expected_.resize(block_size_);
     expect(key, expected_);
     band.expected.clear();
-    RequestState& request = requests_[key.request_id];
+    RequestState& request =
+        requests_.try_emplace(key.request_id, RequestState{0, {0, kRequestDrift.most}}).first->second;
     double gradient = 0;
     const auto count = [&](size_t k, double weight, double accepted) {
         Rate& rate = band.rates[k];
@@ -233,15 +273,18 @@ void SurvivalEstimator::observe(const SurvivalKey& key, std::span<const float> l
     if (logits.empty()) {
         return;
     }
-    for (int32_t slot = 0; slot < n_tried; ++slot) {
-        const auto k = static_cast<size_t>(slot);
-        const double logit = scaled_logit(band, logits, k);
-        Correction& correction = band.correction;
-        const double expected = sigmoid(correction.slope * logit + correction.shift[k] + request.shift);
-        const double error = (slot < n_accepted ? 1.0 : 0.0) - expected;
-        correction.shift[k] = std::clamp(correction.shift[k] + kBandStep * error, -kMostShift, kMostShift);
-        correction.slope = std::clamp(correction.slope + kSlopeStep * error * logit, 0.0, kMostSlope);
-        request.shift = std::clamp(request.shift + kRequestStep * error, -kMostShift, kMostShift);
+    const auto drift = [](Belief& belief, const Drift& by) {
+        belief.variance = std::min(by.most, belief.variance + by.added);
+    };
+    drift(band.correction.slope, kSlopeDrift);
+    drift(band.correction.shift, kShiftDrift);
+    for (Belief& shift : band.correction.shifts) {
+        drift(shift, kSlotDrift);
+    }
+    drift(request.shift, kRequestDrift);
+    for (int32_t k = 0; k < n_tried; ++k) {
+        const auto slot = static_cast<size_t>(k);
+        learn(band.correction, request.shift, scaled_logit(band, logits, slot), slot, k < n_accepted);
     }
 }
 

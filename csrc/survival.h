@@ -42,7 +42,7 @@ class SurvivalEstimator {
     // (block_size,) conditional survival of each slot, from older rounds.
     void expect(const SurvivalKey& key, std::span<double> rates);
     // (block_size,) a_k / a_{k-1} from this round's confidence logits: c_k = sigmoid(s * (logit_k / T_k + b_k) + d_k),
-    // T_k and b_k calibrated, s and d corrected online, then the survival maps; without logits, expect(). Rate k
+    // T_k and b_k calibrated, s and d learned, then the survival maps; without logits, expect(). Rate k
     // depends on logits 0 .. k alone.
     void read_confidence(const SurvivalKey& key, std::span<const float> logits, std::span<double> rates);
     // A drafted round: slots 0 .. prefix_len - 1 were sent, n_accepted of them stood. The slot after them, when all
@@ -59,9 +59,16 @@ class SurvivalEstimator {
         double n_tried = 0;
         double n_accepted = 0;
     };
-    struct Correction { // of the calibrated logit, by stochastic gradient on the log loss
-        double slope = 1;
-        std::vector<double> shift;
+    // What is learned of one number: its value, and the variance that is left. What a round shows moves it by its
+    // share of the doubt, so first rounds count for much (a Kalman filter whose numbers are taken as independent).
+    struct Belief {
+        double value = 0;
+        double variance = 0;
+    };
+    struct Correction { // of the calibrated logit
+        Belief slope;
+        Belief shift;               // of all slots
+        std::vector<Belief> shifts; // of each
     };
     struct Band { // one rule and temperature range
         const CalibrationEntry* calibration = nullptr;
@@ -70,14 +77,16 @@ class SurvivalEstimator {
         Correction correction;
     };
     struct RequestState {
-        double ease = 0;  // of what it is expected to accept
-        double shift = 0; // of its confidences
+        double ease = 0; // of what it is expected to accept
+        Belief shift;    // of its confidences
     };
 
     [[nodiscard]] Band& band_of(const SurvivalKey& key);
     [[nodiscard]] const CalibrationEntry* nearest_entry(const SurvivalKey& key) const;
     void map_survivals(const Band& band, std::span<double> rates) const;
     [[nodiscard]] double scaled_logit(const Band& band, std::span<const float> logits, size_t slot) const;
+    [[nodiscard]] static double corrected(const Correction& correction, double own_shift, double logit, size_t slot);
+    static void learn(Correction& correction, Belief& own_shift, double logit, size_t slot, bool is_accepted);
     void expect_band(Band& band, std::span<double> rates) const;
 
     size_t block_size_;

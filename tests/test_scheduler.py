@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from dspark_cpp import _core
-from scheduling_machine import MachineSimulation
+from scheduling_machine import MachineSimulation, compare, n_tokens_of
+from scheduling_oracle import OracleSimulation
 from scheduling_simulation import BLOCK, Setting, Simulation, curves, fixed_lengths
 
 _scheduling = _core._scheduling  # type: ignore[attr-defined]
@@ -74,6 +75,39 @@ def test_never_slower_than_plain_on_a_machine_that_is_not_what_it_was_at_load(
     assert np.mean(ratios) > 0.98
 
 
+@pytest.mark.parametrize(("machine", "drafter", "n_streams"), [("demo", "mixed", 2), ("cpu", "mixed", 4)])
+def test_the_oracle_beats_every_fixed_length_and_the_scheduler_comes_near(
+    machine: str, drafter: str, n_streams: int
+) -> None:
+    """Where nothing is off, knowing the confidences is worth 5 to 8 % of the best length in hindsight."""
+    to_best = compare(machine, drafter, n_streams, 0, is_ideal=True)[1]
+    simulation = MachineSimulation(machine, drafter, n_streams, is_ideal=True)
+    oracle = OracleSimulation(machine, drafter, n_streams)
+    to_oracle = oracle.flow(n_tokens_of(n_streams)) / simulation.flow(n_tokens_of(n_streams))
+    assert to_best > 1.0
+    assert to_best / to_oracle > 1.02
+    assert to_oracle > 0.97
+
+
+def test_prices_from_load_that_are_too_high_are_found_out() -> None:
+    """A size that looks too dear is tried: steps that keep away from it would never show what it takes."""
+    rng, true = np.random.default_rng(0), [20.0 + n for n in range(1, 9)]
+    given = curves(GOOD) | {"verify": [(n, ms + (1.2 if n == 8 else 0)) for n, ms in enumerate(true, 1)]}
+    bound = _scheduling.Scheduler(costs=given | {"draft": [(1, 2.0)]}, block_size=BLOCK)
+    lengths = []
+    for _ in range(200):
+        bound.select([{"id": 1}])
+        [length] = bound.schedule([[1.5] * BLOCK])
+        n_accepted = int(np.argmin([*(rng.random(length) < 0.82), False]))
+        ms = true[length]
+        bound.observe_round(0, length, n_accepted)
+        bound.observe_step(
+            n_drafting=1, n_drafted_rows=length, n_committed=1 + n_accepted, draft_ms=2, verify_ms=ms, total_ms=2 + ms
+        )
+        lengths.append(length)
+    assert lengths.count(BLOCK) > 100
+
+
 def test_plain_decoding_is_priced_as_passes_of_one_shape() -> None:
     """What a draft is weighed against is not a pass between drafts, whose graph is built anew, but plain steps in a
     row."""
@@ -119,13 +153,13 @@ def test_plain_steps_that_have_become_fast_again_are_found_out() -> None:
     assert simulation.run(300).parked_share > 0.9
 
 
-def test_comparing_with_plain_steps_costs_less_than_half_a_hundredth() -> None:
+def test_comparing_with_plain_steps_costs_less_than_a_hundredth() -> None:
     simulation = Simulation(Setting("flat", 0.9, draft_share=3.0))  # drafting is 1.5 times as fast
     simulation.run(600)
     simulation.accepted.clear()
     result = simulation.run(2000)
     assert 0 < result.parked_share < 0.05
-    assert result.tokens_per_ms > 0.995 * max(fixed_lengths(simulation))
+    assert result.tokens_per_ms > 0.99 * max(fixed_lengths(simulation))
 
 
 def test_probing_costs_less_and_less_while_it_fails() -> None:
