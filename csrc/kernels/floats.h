@@ -66,7 +66,25 @@ template <typename Format, int R, int C> inline void add_rest(const FloatTile& t
     add_step<Format, R, C>(reinterpret_cast<const uint8_t*>(w[0]), sizeof(w[0]), x[0], kLanes, acc);
 }
 
-template <typename Format, int R, int C> void multiply_tile(const FloatTile& tile, float* y, int64_t y_stride) {
+// Asks for what the tile needs after `k` values: of each row's own stream, or of the next tile in the order of memory.
+template <int R, bool are_streams>
+[[gnu::always_inline]] inline void prefetch_rows(const FloatTile& tile, int64_t k, const uint8_t*& next) {
+    if constexpr (are_streams) {
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) {
+            __asm__ volatile("prefetcht1 %0"
+                             :
+                             : "m"(tile.w[static_cast<size_t>(r) * tile.w_stride + 2 * k + kStreamAhead]));
+        }
+    } else if constexpr (R > 1) { // hardware follows one row by itself
+        _mm_prefetch(reinterpret_cast<const char*>(next), _MM_HINT_T1);
+        _mm_prefetch(reinterpret_cast<const char*>(next) + kLanes * R, _MM_HINT_T1);
+        next += 2 * R * kLanes;
+    }
+}
+
+template <typename Format, int R, int C, bool are_streams = false>
+void multiply_tile(const FloatTile& tile, float* y, int64_t y_stride) {
     Floats acc[C][R];
     for (int c = 0; c < C; ++c) {
         for (int r = 0; r < R; ++r) {
@@ -76,11 +94,7 @@ template <typename Format, int R, int C> void multiply_tile(const FloatTile& til
     const int64_t n_whole = tile.n_values - tile.n_values % kLanes;
     const uint8_t* next = tile.w + R * tile.w_stride;
     for (int64_t k = 0; k < n_whole; k += kLanes) {
-        if constexpr (R > 1) { // hardware follows one row by itself
-            _mm_prefetch(reinterpret_cast<const char*>(next), _MM_HINT_T1);
-            _mm_prefetch(reinterpret_cast<const char*>(next) + kLanes * R, _MM_HINT_T1);
-            next += 2 * R * kLanes;
-        }
+        prefetch_rows<R, are_streams>(tile, k, next);
         add_step<Format, R, C>(tile.w + 2 * k, tile.w_stride, tile.x + k, tile.x_stride, acc);
     }
     if (n_whole < tile.n_values) {
@@ -111,15 +125,31 @@ template <typename Format, int R> void multiply_rows(const Product& product, int
     }
 }
 
+// One column: rows of as many streams, each a part of the outputs, are walked side by side. Memory is fastest so
+// (lanes.h), and the rows' chains of additions hide each other's latency. Returns the first output that is left over.
+template <typename Format> int64_t multiply_streams(const Product& product, int64_t first, int64_t last) {
+    const int64_t n_rows = (last - first) / kTileRows; // of a stream
+    const size_t w_stride = static_cast<size_t>(n_rows) * product.weight_stride;
+    for (int64_t row = first; row < first + n_rows; ++row) {
+        const FloatTile tile{static_cast<const uint8_t*>(product.weights) +
+                                 static_cast<size_t>(row) * product.weight_stride,
+                             w_stride, product.x, product.x_stride, product.n_values};
+        float y[kTileRows];
+        multiply_tile<Format, kTileRows, 1, true>(tile, y, 0);
+        for (int r = 0; r < kTileRows; ++r) {
+            product.y[row + r * n_rows] = y[r];
+        }
+    }
+    return first + kTileRows * n_rows;
+}
+
 template <typename Format> void multiply_floats_as(const Product& product, int64_t first, int64_t last) {
     const int64_t fitting = kPassBytes / static_cast<int64_t>(sizeof(float)) / product.n_values;
     const int64_t n_pass = fitting < kFloatColumns ? kFloatColumns : fitting - fitting % kFloatColumns;
     for (int64_t begin = 0; begin < product.n_columns; begin += n_pass) {
         const int64_t end = product.n_columns - begin < n_pass ? product.n_columns : begin + n_pass;
-        int64_t row = first;
-        // One column takes row by row where one chain of additions keeps up with memory: up to a tenth faster.
-        const bool is_by_rows = kLanes == 16 && product.n_columns == 1;
-        for (; !is_by_rows && row + kTileRows <= last; row += kTileRows) {
+        int64_t row = product.n_columns == 1 ? multiply_streams<Format>(product, first, last) : first;
+        for (; row + kTileRows <= last; row += kTileRows) {
             multiply_rows<Format, kTileRows>(product, row, begin, end);
         }
         for (; row < last; ++row) {

@@ -7,6 +7,9 @@
 #include "kernels/one_column.h"
 #include "kernels/shared_steps.h"
 #include "kernels/tiles.h"
+#if DSPARK_LANES == 16
+#include "kernels/block_column.h"
+#endif
 
 #include <utility>
 
@@ -23,9 +26,25 @@ struct Tile {
     int64_t y_stride;
 };
 
+// Outputs [first, last) of one column, in streams.
+template <typename Format>
+void multiply_streams(const Product& product, float* y, const Columns& columns, Outputs outputs) {
+    const size_t stride = product.weight_stride;
+    const int64_t n_of_stream = (outputs.last - outputs.first) / kStreams;
+    for (int64_t o = outputs.first; o < outputs.first + n_of_stream; o += kStreamRows) {
+        const auto* weights = static_cast<const uint8_t*>(product.weights) + static_cast<size_t>(o) * stride;
+        const StreamRows rows(weights, stride, static_cast<size_t>(n_of_stream) * stride);
+        float sums[kLanes];
+        store(sums, multiply_rows<Format>(rows, nullptr, columns.groups, columns.n_values));
+        for (int i = 0; i < kLanes; ++i) {
+            y[o + i / kStreamRows * n_of_stream + i % kStreamRows] = sums[i];
+        }
+    }
+}
+
 template <typename Format> struct SuperKernel {
     using Shared = SharedSuper<Format>;
-    static constexpr bool kHasRows = true;
+    static bool takes_column(int64_t) { return true; }
     static constexpr int kRecord = record_groups(super_layout<Format>());
     static constexpr size_t kStepBytes = sizeof(typename Format::Block);
 
@@ -83,26 +102,25 @@ template <typename Format> struct SuperKernel {
         tile.rows.advance(kStepBytes);
     }
 
-    // acc += all weights of each row times those of one column.
-    static void add_rows(Tile& tile, int64_t n_values, Floats& acc) {
-        Ints sums[kRowBlocks][kLanes];
-        for (int64_t n_left = n_values / kSuperBlockSize; n_left > 0; n_left -= kRowBlocks) {
-            const int n_blocks = static_cast<int>(n_left < kRowBlocks ? n_left : kRowBlocks);
-            sum_rows<Format>(tile.rows, tile.x, tile.x_step, n_blocks, tile.next, sums);
-            for (int b = 0; b < n_blocks; ++b, tile.x += tile.x_step) {
-                SuperHead head;
-                unpack_head(Format{}, tile.rows, head);
-                const Ints total = sum_lanes(sums[b]);
-                finish_super<Format, 1>(head, tile.x, &total, &acc);
-                tile.rows.advance(kStepBytes);
-            }
+    // Outputs [first, last) of one column.
+    static void multiply_column(const Product& product, float* y, const Columns& columns, Outputs outputs) {
+        if constexpr (kInStreams<Format>) {
+            return multiply_streams<Format>(product, y, columns, outputs);
+        }
+        const size_t stride = product.weight_stride;
+        for (int64_t o = outputs.first; o < outputs.last; o += kLanes) {
+            const auto* weights = static_cast<const uint8_t*>(product.weights) + static_cast<size_t>(o) * stride;
+            const Rows rows(weights, stride);
+            store(y + o,
+                  multiply_rows<Format>(rows, prefetch_start(weights, stride), columns.groups, columns.n_values));
         }
     }
 };
 
 template <typename Format> struct BlockKernel {
     using Shared = SharedBlocks<Format>;
-    static constexpr bool kHasRows = false;
+    // One column by rows; what is not whole chunks of 256 is left to the strips.
+    static bool takes_column(int64_t n_values) { return kLanes == 16 && n_values % kSuperBlockSize == 0; }
     static constexpr int kRecord = record_groups(ColumnLayout::bytes);
     static constexpr size_t kBlockBytes = sizeof(typename Format::Block);
 
@@ -112,6 +130,12 @@ template <typename Format> struct BlockKernel {
             add_block<N>(tile, tile.x + b * kBlockRecord, acc);
             tile.rows.advance(kBlockBytes);
         }
+    }
+
+    static void multiply_column(const Product& product, float* y, const Columns& columns, Outputs outputs) {
+#if DSPARK_LANES == 16
+        multiply_block_column<Format>(product, y, columns, outputs);
+#endif
     }
 
     // By halves, as K-quants by parts, where the products take longer than the unpacking: otherwise up to 0.94 as fast.
@@ -137,12 +161,8 @@ template <typename Kernel, int N> void multiply_tile(Tile tile, int64_t n_values
     for (Floats& one : acc) {
         one = zero_floats();
     }
-    if constexpr (N == 1 && Kernel::kHasRows) {
-        Kernel::add_rows(tile, n_values, acc[0]);
-    } else {
-        for (; n_values > 0; n_values -= kSuperBlockSize, tile.x += tile.x_step) {
-            Kernel::template add_step<N>(tile, n_values < kSuperBlockSize ? n_values : kSuperBlockSize, acc);
-        }
+    for (; n_values > 0; n_values -= kSuperBlockSize, tile.x += tile.x_step) {
+        Kernel::template add_step<N>(tile, n_values < kSuperBlockSize ? n_values : kSuperBlockSize, acc);
     }
     for (int c = 0; c < N; ++c) {
         store(tile.y + c * tile.y_stride, acc[c]);
@@ -158,6 +178,9 @@ inline void multiply_tile(int width, const Tile& tile, int64_t n_values, std::in
 // Whole strips only: the dispatcher fills up the last one.
 template <typename Kernel>
 void multiply_outputs(const Product& product, int64_t begin, const Columns& columns, int64_t first, int64_t last) {
+    if (columns.n_columns == 1 && Kernel::takes_column(columns.n_values)) {
+        return Kernel::multiply_column(product, product.y + begin * product.y_stride, columns, {first, last});
+    }
     for (int64_t o = first; o < last; o += kLanes) {
         if (columns.n_tiles > 1) {
             multiply_shared<typename Kernel::Shared>(product, begin, columns, o);
