@@ -1,7 +1,7 @@
-// One column of Q8_0, Q4_0 and IQ4_NL with AVX-512: by rows in streams (lanes.h), 8 blocks at a time. What two shuffles
-// bring together are the same 16 weights of 4 blocks, so that a vector's sums are 4 a block, whose rows are put beside
-// each other when all are there: less work than transposing weights, and memory is read along its rows. The integers
-// are those of the strips, so are the floats that follow, so are the bits.
+// One column of Q8_0, Q4_0 and IQ4_NL: by rows in streams (lanes.h), 8 blocks at a time. A vector holds 16 weights of
+// each of 4 blocks (8 lanes: 2), so that sums are 4 a block, whose rows are put beside each other when all are there:
+// less work than transposing weights, and memory is read along its rows. The integers are those of the strips, so are
+// the floats that follow, so are the bits.
 #pragma once
 
 #include "kernels/block_formats.h"
@@ -11,86 +11,66 @@
 namespace dspark::kernels {
 namespace {
 
-inline constexpr int kChunkBlocks = static_cast<int>(kSuperBlockSize / kBlockSize);
-inline constexpr int kPieceChunks =
-    16; // of all rows, before the next 16 of all rows: what is kept of them fits into L1
+[[gnu::always_inline]] inline Ints nibble_values(Q4_0, Ints nibbles) { return nibbles; }
+[[gnu::always_inline]] inline Ints nibble_values(IQ4_NL, Ints nibbles) {
+    return shuffle_bytes(offset_weights(repeat_16(kIq4Values)), nibbles);
+}
 
-// The column's values as the rows' weights meet them: the first and the last 16 of blocks 0 .. 3, then of 4 .. 7.
+} // namespace
+} // namespace dspark::kernels
+
+#if DSPARK_LANES == 16
+#include "kernels/block_column16.h"
+#else
+#include "kernels/block_column8.h"
+#endif
+
+namespace dspark::kernels {
+namespace {
+
+inline constexpr int kGroupBlocks = kLanes / 4, kChunkGroups = 8 / kGroupBlocks; // of a chunk
+inline constexpr int kChunkBlocks = static_cast<int>(kSuperBlockSize / kBlockSize);
+inline constexpr int kPieceChunks = 16; // of all rows, then the next 16: what is kept of a strip's fits into L1
+
+// The column's values as the rows' weights meet them: of each group the first and the last 16 of its blocks.
 struct ChunkValues {
-    Ints x[4];
-    Ints correction[2]; // of blocks 0 .. 3 and 4 .. 7, in the first of the 4 lanes that are summed
+    Ints x[kChunkGroups][2];
+    Ints correction[kChunkGroups]; // of each block, in the first of the 4 lanes that are summed
 
     void set(const int32_t* record) {
-        for (int half = 0; half < 2; ++half) {
-            const int32_t* first = record + 4 * half * kBlockRecord;
+        for (int g = 0; g < kChunkGroups; ++g) {
             alignas(64) int32_t lanes[kLanes] = {};
-            const uint8_t* low[4];
-            const uint8_t* high[4];
-            for (int b = 0; b < 4; ++b) {
-                low[b] = reinterpret_cast<const uint8_t*>(first + b * kBlockRecord);
+            const uint8_t* low[kGroupBlocks];
+            const uint8_t* high[kGroupBlocks];
+            for (int b = 0; b < kGroupBlocks; ++b, record += kBlockRecord) {
+                low[b] = reinterpret_cast<const uint8_t*>(record);
                 high[b] = low[b] + 16;
-                lanes[4 * b] = first[b * kBlockRecord + 8];
+                lanes[4 * b] = record[8];
             }
-            x[2 * half] = load_parts(low);
-            x[2 * half + 1] = load_parts(high);
-            correction[half] = load(lanes);
+            x[g][0] = load_parts(low);
+            x[g][1] = load_parts(high);
+            correction[g] = load(lanes);
         }
     }
 };
 
 // What the rows of a strip leave of a chunk. Lane kStreams r + i is row r of stream i.
 struct ChunkSums {
-    Ints quads[2][kStreamRows]; // [half][r]: lane i of part b is the sum of block 4 half + b of row r of stream i
-    Ints scales[kStreams];      // part r: the f16 of 8 blocks of row r
+    Ints quads[kChunkGroups][kStreamRows]; // [g][r]: lane i of part b is block b of the group, row r of stream i
+    ChunkScales scales;
 };
 
-// For permutex2var: 8 words from `first`, and from there on every `step` words, of two vectors that begin at words
-// `low` and `high`.
-struct WordIndex {
-    alignas(64) uint16_t words[2 * kLanes];
-
-    constexpr WordIndex(int first, int step, int low, int high, int n_of_part = 8) : words() {
-        for (int i = 0; i < 2 * kLanes; ++i) {
-            const int word = n_of_part == 8 ? first + i / 8 * step + i % 8 : first + i % 8 * step;
-            words[i] = static_cast<uint16_t>(word < low + 2 * kLanes ? word - low : word - high + 2 * kLanes);
-        }
-    }
-};
-
-inline Ints pick_words(Ints low, Ints high, const WordIndex& index) {
-    return _mm512_permutex2var_epi16(low, load(index.words), high);
-}
-// In part r alone, the others zero.
-inline Ints pick_scales(Ints low, Ints high, const WordIndex& index, int r, uint32_t mask) {
-    return _mm512_maskz_permutex2var_epi16(mask << 8 * r, low, load(index.words), high);
-}
-
-inline Ints nibble_values(Q4_0, Ints nibbles) { return nibbles; }
-inline Ints nibble_values(IQ4_NL, Ints nibbles) {
-    return shuffle_bytes(offset_weights(repeat_16(kIq4Values)), nibbles);
-}
-
-// 8 blocks of a row, as ChunkValues has them; scales: as in ChunkSums, of row r.
+// The products of a group, 4 sums a block.
 template <typename Format>
-[[gnu::always_inline]] inline void load_chunk(Format, const uint8_t* w, int r, Ints* q, Ints& scales) {
-    static constexpr WordIndex kFirst(1, 9, 0, 32), kLast(37, 9, 32, 40), kScales(0, 9, 0, 32, 1);
-    const Ints words_0 = load(w), words_32 = load(w + 64), words_40 = load(w + 80);
-    const Ints first = pick_words(words_0, words_32, kFirst), last = pick_words(words_32, words_40, kLast);
-    q[0] = nibble_values(Format{}, nibbles_low(first));
-    q[1] = nibble_values(Format{}, nibbles_high(first));
-    q[2] = nibble_values(Format{}, nibbles_low(last));
-    q[3] = nibble_values(Format{}, nibbles_high(last));
-    scales = pick_scales(words_0, words_32, kScales, r, 0xff);
-}
-[[gnu::always_inline]] inline void load_chunk(Q8_0, const uint8_t* w, int r, Ints* q, Ints& scales) {
-    static constexpr WordIndex kFirst(1, 17, 0, 32), kLast(9, 17, 4, 36), kScales(0, 17, 0, 32, 1);
-    static constexpr WordIndex kLastScales(-4 * 17, 17, 0, 32, 1);
-    scales = zero_ints();
-    for (int half = 0; half < 2; ++half, w += 4 * sizeof(BlockQ8_0)) {
-        const Ints words_0 = load(w), words_32 = load(w + 64), words_4 = load(w + 8), words_36 = load(w + 72);
-        q[2 * half] = offset_weights(pick_words(words_0, words_32, kFirst));
-        q[2 * half + 1] = offset_weights(pick_words(words_4, words_36, kLast));
-        scales |= pick_scales(words_0, words_32, half == 0 ? kScales : kLastScales, r, half == 0 ? 0x0f : 0xf0);
+[[gnu::always_inline]] inline Ints multiply_group(const Ints* q, const Ints* x, Ints correction) {
+    if constexpr (kHasVnni) {
+        return dot_bytes(dot_bytes(correction, q[0], x[0]), q[1], x[1]);
+    } else if constexpr (Format::kIsSigned) {
+        const Ints first = madd_words(madd_bytes(sizes_of_bytes(q[0]), give_sign(x[0], q[0])), all_words(1));
+        return add_ints(first, madd_words(madd_bytes(sizes_of_bytes(q[1]), give_sign(x[1], q[1])), all_words(1)));
+    } else {
+        const Ints words = add_words(madd_bytes(q[0], x[0]), madd_bytes(q[1], x[1]));
+        return add_ints(correction, madd_words(words, all_words(1)));
     }
 }
 
@@ -101,60 +81,41 @@ template <typename Format>
     return add_ints(interleave_low_pairs(a, b), interleave_high_pairs(a, b));
 }
 
-// Row r of each stream. `at`: of the first chunk in each row, in bytes.
+// Row r of each stream.
 template <typename Format>
 inline void sum_chunks(const StreamRows& rows, int r, const ChunkValues* values, int n_chunks, ChunkSums* sums) {
     constexpr int kBytes = kChunkBlocks * static_cast<int>(sizeof(typename Format::Block));
     for (int c = 0; c < n_chunks; ++c) {
-        Ints low[kStreams], high[kStreams];
 #pragma GCC unroll 4
-        for (int i = 0; i < kStreams; ++i) {
-            const uint8_t* chunk = rows.at(kStreamRows * i + r, c * kBytes);
-            const uint8_t* next = chunk + kStreamAhead;
-            prefetch<kBytes>(next);
-            Ints q[4], scales;
-            load_chunk(Format{}, chunk, r, q, scales);
-            low[i] = dot_bytes(dot_bytes(values[c].correction[0], q[0], values[c].x[0]), q[1], values[c].x[1]);
-            high[i] = dot_bytes(dot_bytes(values[c].correction[1], q[2], values[c].x[2]), q[3], values[c].x[3]);
-            sums[c].scales[i] = r == 0 ? scales : sums[c].scales[i] | scales;
+        for (int g = 0; g < kChunkGroups; ++g) {
+            Ints four[kStreams];
+#pragma GCC unroll 4
+            for (int i = 0; i < kStreams; ++i) {
+                const uint8_t* chunk = rows.at(kStreamRows * i + r, c * kBytes);
+                if (g == 0) {
+                    const uint8_t* next = chunk + kStreamAhead;
+                    prefetch<kBytes>(next);
+                    keep_scales(Format{}, chunk, r, i, sums[c].scales);
+                }
+                Ints q[2];
+                load_group(Format{}, chunk, g, q);
+                four[i] = multiply_group<Format>(q, values[c].x[g], values[c].correction[g]);
+            }
+            sums[c].quads[g][r] = sum_quads(four);
         }
-        sums[c].quads[0][r] = sum_quads(low);
-        sums[c].quads[1][r] = sum_quads(high);
     }
 }
 
-// Part r of out[b] is part b of v[r].
-[[gnu::always_inline]] inline void exchange_parts(const Ints* v, Ints* out) {
-    const Ints low_01 = _mm512_shuffle_i32x4(v[0], v[1], 0x44), high_01 = _mm512_shuffle_i32x4(v[0], v[1], 0xee);
-    const Ints low_23 = _mm512_shuffle_i32x4(v[2], v[3], 0x44), high_23 = _mm512_shuffle_i32x4(v[2], v[3], 0xee);
-    out[0] = _mm512_shuffle_i32x4(low_01, low_23, 0x88);
-    out[1] = _mm512_shuffle_i32x4(low_01, low_23, 0xdd);
-    out[2] = _mm512_shuffle_i32x4(high_01, high_23, 0x88);
-    out[3] = _mm512_shuffle_i32x4(high_01, high_23, 0xdd);
-}
-
-// out[b]: the scale of block b of each lane's row.
-[[gnu::always_inline]] inline void spread_scales(const Ints* scales, Floats* out) {
-    const Ints order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
-    const Ints low[2] = {_mm512_unpacklo_epi16(scales[0], scales[1]), _mm512_unpacklo_epi16(scales[2], scales[3])};
-    const Ints high[2] = {_mm512_unpackhi_epi16(scales[0], scales[1]), _mm512_unpackhi_epi16(scales[2], scales[3])};
-    const Ints pairs[4] = {interleave_low(low[0], low[1]), interleave_high(low[0], low[1]),
-                           interleave_low(high[0], high[1]), interleave_high(high[0], high[1])};
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-        const Ints both = _mm512_permutexvar_epi64(order, pairs[i]);
-        out[2 * i] = _mm512_cvtph_ps(_mm512_castsi512_si256(both));
-        out[2 * i + 1] = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(both, 1));
-    }
-}
-
-// acc += the chunk's part of the outputs.
-[[gnu::always_inline]] inline Floats add_chunk(const ChunkSums& sums, const int32_t* record, Floats acc) {
+// acc += the chunk's part of the outputs; `at`: where it begins in each row.
+template <typename Format>
+[[gnu::always_inline]] inline Floats add_chunk(const StreamRows& rows, int at, const ChunkSums& sums,
+                                               const int32_t* record, Floats acc) {
     Ints blocks[kChunkBlocks];
     Floats d[kChunkBlocks];
-    exchange_parts(sums.quads[0], blocks);
-    exchange_parts(sums.quads[1], blocks + 4);
-    spread_scales(sums.scales, d);
+    for (int g = 0; g < kChunkGroups; ++g) {
+        exchange_parts(sums.quads[g], blocks + kGroupBlocks * g);
+    }
+    find_scales(Format{}, sums.scales, rows, at, d);
 #pragma GCC unroll 8
     for (int b = 0; b < kChunkBlocks; ++b) {
         const Floats dx = broadcast_scale(record + b * kBlockRecord + kBlockRecord - 1);
@@ -177,7 +138,8 @@ inline void multiply_piece(const StreamRows& rows, const ChunkValues* values, co
     }
     Floats acc = load_floats(lanes);
     for (int c = 0; c < n; ++c) {
-        acc = add_chunk(sums[c], x + c * record_groups(ColumnLayout::bytes), acc);
+        acc = add_chunk<Format>(rows, c * kChunkBlocks * static_cast<int>(sizeof(typename Format::Block)), sums[c],
+                                x + c * record_groups(ColumnLayout::bytes), acc);
     }
     store(lanes, acc);
     for (int i = 0; i < kLanes; ++i) {

@@ -87,13 +87,12 @@ template <typename AnyRows>
     out[3] = interleave_high_pairs(high_01, high_23);
 }
 
-// The f16 at `offset` of 8 rows. Two more bytes are read than needed.
-[[gnu::always_inline]] inline __m128i gather_8(const Rows& rows, int first, int offset) {
+// The f16 at at(0) .. at(7). Two more bytes are read than needed.
+template <typename At> [[gnu::always_inline]] inline __m128i gather_8(At at) {
     __m128i pairs[4];
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) {
-        pairs[i] = _mm_unpacklo_epi16(_mm_loadu_si32(rows.at(first + 2 * i, offset)),
-                                      _mm_loadu_si32(rows.at(first + 2 * i + 1, offset)));
+        pairs[i] = _mm_unpacklo_epi16(_mm_loadu_si32(at(2 * i)), _mm_loadu_si32(at(2 * i + 1)));
     }
     return _mm_unpacklo_epi64(_mm_unpacklo_epi32(pairs[0], pairs[1]), _mm_unpacklo_epi32(pairs[2], pairs[3]));
 }
@@ -102,7 +101,7 @@ template <typename AnyRows>
 [[gnu::always_inline]] inline Floats gather_halves(const Rows& rows, int offset) {
     __m128i eights[kLanes / 8];
     for (int i = 0; i < kLanes / 8; ++i) {
-        eights[i] = gather_8(rows, 8 * i, offset);
+        eights[i] = gather_8([&](int row) { return rows.at(8 * i + row, offset); });
     }
     return widen_halves(eights);
 }
