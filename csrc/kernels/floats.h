@@ -11,6 +11,7 @@ namespace dspark::kernels {
 namespace {
 
 inline constexpr int kTileRows = 4;
+inline constexpr int64_t kLineHalves = 32; // of a cache line
 // Columns of a tile: its sums, the weights and one value must fit into the registers, or it takes twice the time.
 #if defined(__AVX512VL__)
 inline constexpr int kFloatColumns = kLanes == 16 ? 6 : 3;
@@ -66,25 +67,7 @@ template <typename Format, int R, int C> inline void add_rest(const FloatTile& t
     add_step<Format, R, C>(reinterpret_cast<const uint8_t*>(w[0]), sizeof(w[0]), x[0], kLanes, acc);
 }
 
-// Asks for what the tile needs after `k` values: of each row's own stream, or of the next tile in the order of memory.
-template <int R, bool are_streams>
-[[gnu::always_inline]] inline void prefetch_rows(const FloatTile& tile, int64_t k, const uint8_t*& next) {
-    if constexpr (are_streams) {
-#pragma GCC unroll 4
-        for (int r = 0; r < R; ++r) {
-            __asm__ volatile("prefetcht1 %0"
-                             :
-                             : "m"(tile.w[static_cast<size_t>(r) * tile.w_stride + 2 * k + kStreamAhead]));
-        }
-    } else if constexpr (R > 1) { // hardware follows one row by itself
-        _mm_prefetch(reinterpret_cast<const char*>(next), _MM_HINT_T1);
-        _mm_prefetch(reinterpret_cast<const char*>(next) + kLanes * R, _MM_HINT_T1);
-        next += 2 * R * kLanes;
-    }
-}
-
-template <typename Format, int R, int C, bool are_streams = false>
-void multiply_tile(const FloatTile& tile, float* y, int64_t y_stride) {
+template <typename Format, int R, int C> void multiply_tile(const FloatTile& tile, float* y, int64_t y_stride) {
     Floats acc[C][R];
     for (int c = 0; c < C; ++c) {
         for (int r = 0; r < R; ++r) {
@@ -94,7 +77,11 @@ void multiply_tile(const FloatTile& tile, float* y, int64_t y_stride) {
     const int64_t n_whole = tile.n_values - tile.n_values % kLanes;
     const uint8_t* next = tile.w + R * tile.w_stride;
     for (int64_t k = 0; k < n_whole; k += kLanes) {
-        prefetch_rows<R, are_streams>(tile, k, next);
+        if constexpr (R > 1) { // hardware follows one row by itself
+            _mm_prefetch(reinterpret_cast<const char*>(next), _MM_HINT_T1);
+            _mm_prefetch(reinterpret_cast<const char*>(next) + kLanes * R, _MM_HINT_T1);
+            next += 2 * R * kLanes;
+        }
         add_step<Format, R, C>(tile.w + 2 * k, tile.w_stride, tile.x + k, tile.x_stride, acc);
     }
     if (n_whole < tile.n_values) {
@@ -125,22 +112,50 @@ template <typename Format, int R> void multiply_rows(const Product& product, int
     }
 }
 
-// One column: rows of as many streams, each a part of the outputs, are walked side by side. Memory is fastest so
-// (lanes.h), and the rows' chains of additions hide each other's latency. Returns the first output that is left over.
+// A row of each stream (lanes.h) times the column.
+template <typename Format> void multiply_stream_rows(const FloatTile& tile, float (&y)[kStreams]) {
+    Floats acc[1][kStreams];
+    for (Floats& one : acc[0]) {
+        one = zero_floats();
+    }
+    const auto add = [&](int64_t k) {
+        add_step<Format, kStreams, 1>(tile.w + 2 * k, tile.w_stride, tile.x + k, tile.x_stride, acc);
+    };
+    int64_t k = 0;
+    for (; k + kLineHalves <= tile.n_values; k += kLineHalves) {
+        for (size_t i = 0; i < kStreams; ++i) {
+            const uint8_t* next = tile.w + i * tile.w_stride + 2 * k + kStreamAhead;
+            prefetch<64>(next);
+        }
+#pragma GCC unroll 4
+        for (int64_t j = 0; j < kLineHalves; j += kLanes) {
+            add(k + j);
+        }
+    }
+    for (; k + kLanes <= tile.n_values; k += kLanes) {
+        add(k);
+    }
+    if (k < tile.n_values) {
+        add_rest<Format, kStreams, 1>(tile, k, acc);
+    }
+    store_sums(y, acc[0]);
+}
+
+// One column. The chains of additions of 4 rows hide each other's latency. Returns the first output that is left over.
 template <typename Format> int64_t multiply_streams(const Product& product, int64_t first, int64_t last) {
-    const int64_t n_rows = (last - first) / kTileRows; // of a stream
+    const int64_t n_rows = (last - first) / kStreams; // of a stream
     const size_t w_stride = static_cast<size_t>(n_rows) * product.weight_stride;
     for (int64_t row = first; row < first + n_rows; ++row) {
         const FloatTile tile{static_cast<const uint8_t*>(product.weights) +
                                  static_cast<size_t>(row) * product.weight_stride,
                              w_stride, product.x, product.x_stride, product.n_values};
-        float y[kTileRows];
-        multiply_tile<Format, kTileRows, 1, true>(tile, y, 0);
-        for (int r = 0; r < kTileRows; ++r) {
-            product.y[row + r * n_rows] = y[r];
+        float y[kStreams];
+        multiply_stream_rows<Format>(tile, y);
+        for (int i = 0; i < kStreams; ++i) {
+            product.y[row + i * n_rows] = y[i];
         }
     }
-    return first + kTileRows * n_rows;
+    return first + kStreams * n_rows;
 }
 
 template <typename Format> void multiply_floats_as(const Product& product, int64_t first, int64_t last) {

@@ -47,8 +47,9 @@ struct Shape {
 };
 
 Shape any_shape(const Type& type, std::mt19937& random) {
-    return {1 + random() % 40, 1 + random() % 20,
-            type.n_weights * static_cast<int64_t>(1 + random() % (type.n_weights == 1 ? 300 : 12))};
+    const auto up_to = [&](unsigned n) { return static_cast<int64_t>(1 + random() % n); };
+    const int64_t n_outputs = up_to(40), n_columns = up_to(20);
+    return {n_outputs, n_columns, type.n_weights * up_to(type.n_weights == 1 ? 300 : 12)};
 }
 
 Case make_case(const Type& type, const Shape& shape, std::mt19937& random) {
