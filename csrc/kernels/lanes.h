@@ -41,9 +41,9 @@ struct Rows {
     }
 };
 
-// One column is read as 4 streams, parts of the outputs far from each other: hardware prefetchers follow each of them,
-// and together they keep more misses outstanding than one can. Zen 4, one thread, GB/s: one stream 16 to 22, two 19,
-// four 23, eight 21, sixteen 16 to 19; four rows of 2 KB side by side 10, with prefetches 18.
+// One column, but of K-quants, is read as 4 streams, parts of the outputs far from each other: hardware prefetchers
+// follow each of them, and together they keep more misses outstanding than one can. Zen 4, one thread, GB/s: one stream
+// 16 to 22, two 19, four 23, eight 21, sixteen 16 to 19; four rows of 2 KB side by side 10, with prefetches 18.
 inline constexpr int kStreams = 4, kStreamRows = kLanes / kStreams;
 inline constexpr size_t kStreamAhead = 2048; // bytes that prefetches are ahead; 1024 up to a fifth slower, 4096 as fast
 
@@ -60,16 +60,10 @@ struct StreamRows {
     [[gnu::always_inline]] const uint8_t* at(int row, int offset) const {
         return stream[row / kStreamRows] + offset + static_cast<size_t>(row % kStreamRows) * stride;
     }
-    [[gnu::always_inline]] void advance(size_t n_bytes) {
-        for (const uint8_t*& s : stream) {
-            s += n_bytes;
-        }
-    }
 };
 
 // 16 bytes at `offset` of each row -> 4 vectors; lane r of vector i: bytes 4 i .. 4 i + 3 of row r.
-template <typename AnyRows>
-[[gnu::always_inline]] inline void transpose_16(const AnyRows& rows, int offset, Ints out[4]) {
+[[gnu::always_inline]] inline void transpose_16(const Rows& rows, int offset, Ints out[4]) {
     Ints part[4];
 #pragma GCC unroll 4
     for (int r = 0; r < 4; ++r) { // row r of every quarter

@@ -7,7 +7,6 @@
 #include "kernels/tiles.h"
 
 #include <cstring>
-#include <type_traits>
 
 namespace dspark::kernels {
 namespace {
@@ -19,9 +18,6 @@ inline constexpr int kRowVectors = static_cast<int>(kSuperBlockSize) / kRowWeigh
 // How many rows are walked at once: more need fewer loads, one suits the memory. Measured.
 template <typename Format> inline constexpr int kRowsAtOnce = 1;
 template <> inline constexpr int kRowsAtOnce<Q4K> = kLanes == 8 ? 4 : 1;
-
-// Whether in streams (lanes.h): where the kernel alone is fast enough to gain by it. Measured.
-template <typename Format> inline constexpr bool kInStreams = kLanes == 16 && !std::is_same_v<Format, Q6K>;
 
 template <typename Format> inline constexpr int kColumnRecord = record_groups(super_layout<Format>());
 
@@ -152,28 +148,9 @@ inline void sum_rows(const Rows& rows, const int32_t* x, int n_blocks, const uin
     next = ahead;
 }
 
-// The same, a row of each stream at once.
-template <typename Format>
-inline void sum_rows(const StreamRows& rows, const int32_t* x, int n_blocks, const uint8_t*&, Ints (*sums)[kLanes]) {
-    for (int row = 0; row < kStreamRows; ++row) {
-        for (int b = 0; b < n_blocks; ++b) {
-            Ints values[kRowVectors];
-            load_values(Format{}, x + b * kColumnRecord<Format>, values);
-#pragma GCC unroll 4
-            for (int i = 0; i < kStreams; ++i) {
-                const uint8_t* block =
-                    rows.at(kStreamRows * i + row, b * static_cast<int>(sizeof(typename Format::Block)));
-                const uint8_t* next = block + kStreamAhead;
-                prefetch<sizeof(typename Format::Block)>(next);
-                sums[b][kStreamRows * i + row] = sum_row(Format{}, block, values);
-            }
-        }
-    }
-}
-
 // kLanes outputs: all weights of each row times those of the column.
-template <typename Format, typename AnyRows>
-inline Floats multiply_rows(AnyRows rows, const uint8_t* next, const int32_t* x, int64_t n_values) {
+template <typename Format>
+inline Floats multiply_rows(Rows rows, const uint8_t* next, const int32_t* x, int64_t n_values) {
     Floats acc = zero_floats();
     Ints sums[kRowBlocks][kLanes];
     for (int64_t n_left = n_values / kSuperBlockSize; n_left > 0; n_left -= kRowBlocks) {

@@ -25,22 +25,6 @@ struct Tile {
     int64_t y_stride;
 };
 
-// Outputs [first, last) of one column, in streams.
-template <typename Format>
-void multiply_streams(const Product& product, float* y, const Columns& columns, Outputs outputs) {
-    const size_t stride = product.weight_stride;
-    const int64_t n_of_stream = (outputs.last - outputs.first) / kStreams;
-    for (int64_t o = outputs.first; o < outputs.first + n_of_stream; o += kStreamRows) {
-        const auto* weights = static_cast<const uint8_t*>(product.weights) + static_cast<size_t>(o) * stride;
-        const StreamRows rows(weights, stride, static_cast<size_t>(n_of_stream) * stride);
-        float sums[kLanes];
-        store(sums, multiply_rows<Format>(rows, nullptr, columns.groups, columns.n_values));
-        for (int i = 0; i < kLanes; ++i) {
-            y[o + i / kStreamRows * n_of_stream + i % kStreamRows] = sums[i];
-        }
-    }
-}
-
 template <typename Format> struct SuperKernel {
     using Shared = SharedSuper<Format>;
     static bool takes_column(int64_t) { return true; }
@@ -103,9 +87,6 @@ template <typename Format> struct SuperKernel {
 
     // Outputs [first, last) of one column.
     static void multiply_column(const Product& product, float* y, const Columns& columns, Outputs outputs) {
-        if constexpr (kInStreams<Format>) {
-            return multiply_streams<Format>(product, y, columns, outputs);
-        }
         const size_t stride = product.weight_stride;
         for (int64_t o = outputs.first; o < outputs.last; o += kLanes) {
             const auto* weights = static_cast<const uint8_t*>(product.weights) + static_cast<size_t>(o) * stride;

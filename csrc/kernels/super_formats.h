@@ -57,7 +57,7 @@ struct Q6K {
 }
 
 // d, dmin and the 6-bit scales and mins of Q4_K and Q5_K: the first 16 bytes of the block.
-template <typename AnyRows> [[gnu::always_inline]] inline void unpack_scales(const AnyRows& rows, SuperHead& out) {
+[[gnu::always_inline]] inline void unpack_scales(const Rows& rows, SuperHead& out) {
     Ints head[4];
     transpose_16(rows, 0, head);
     out.d = low_halves(head[0]);
@@ -74,24 +74,22 @@ template <typename AnyRows> [[gnu::always_inline]] inline void unpack_scales(con
     }
 }
 
-template <typename AnyRows> [[gnu::always_inline]] inline void unpack_head(Q4K, const AnyRows& rows, SuperHead& out) {
-    unpack_scales(rows, out);
-}
+[[gnu::always_inline]] inline void unpack_head(Q4K, const Rows& rows, SuperHead& out) { unpack_scales(rows, out); }
 
-template <typename AnyRows> [[gnu::always_inline]] inline void unpack_head(Q5K, const AnyRows& rows, SuperHead& out) {
+[[gnu::always_inline]] inline void unpack_head(Q5K, const Rows& rows, SuperHead& out) {
     unpack_scales(rows, out);
     transpose_16(rows, 16, out.high);
     transpose_16(rows, 32, out.high + 4);
 }
 
 // The f16 that ends each row's block: the four bytes around it would reach beyond the last block.
-template <typename AnyRows> [[gnu::always_inline]] inline Floats last_halves(const AnyRows& rows) {
+[[gnu::always_inline]] inline Floats last_halves(const Rows& rows) {
     Ints last[4];
     transpose_16(rows, static_cast<int>(sizeof(BlockQ6_K)) - 16, last);
     return low_halves(shift_ints_right(last[3], 16));
 }
 
-template <typename AnyRows> [[gnu::always_inline]] inline void unpack_head(Q6K, const AnyRows& rows, SuperHead& out) {
+[[gnu::always_inline]] inline void unpack_head(Q6K, const Rows& rows, SuperHead& out) {
     Ints scales[4];
     transpose_16(rows, 192, scales);
     for (int s = 0; s < 16; ++s) {
