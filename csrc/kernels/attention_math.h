@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstdint>
+#include <type_traits>
 
 namespace dspark::kernels {
 
@@ -37,6 +38,20 @@ static inline float find_step(float largest, float total) {
 }
 
 inline constexpr float kOffset = 1.5F * 0x1p23F; // around it floats are whole numbers
+
+// Calls rows(size, row) for the rows [row, end), size at a time: 4, then 2, then 1.
+template <typename Rows> [[gnu::always_inline]] inline void split_rows(int64_t row, int64_t end, Rows rows) {
+    for (; row + 4 <= end; row += 4) {
+        rows(std::integral_constant<int, 4>(), row);
+    }
+    if (row + 2 <= end) {
+        rows(std::integral_constant<int, 2>(), row);
+        row += 2;
+    }
+    if (row < end) {
+        rows(std::integral_constant<int, 1>(), row);
+    }
+}
 
 // n_rows rows of Q with 8 keys. Every dot product has the same order, whichever of them it is.
 template <typename Simd, int n_rows>

@@ -18,7 +18,6 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <type_traits>
 
 namespace dspark::kernels {
 
@@ -83,20 +82,9 @@ template <typename Simd> class RunRows {
         [[nodiscard]] bool is_finite() const { return largest_value < kNotFinite && !std::isnan(total); }
     };
 
-    // Calls rows(size, row) for the rows of a key head, size at a time: 4, then 2, then 1.
+    // Calls rows(size, row) for the rows of a key head, as split_rows does.
     template <typename Rows> void for_rows(int64_t kv_head, Rows rows) const {
-        int64_t row = kv_head * n_kv_rows_;
-        const int64_t end = row + n_kv_rows_;
-        for (; row + 4 <= end; row += 4) {
-            rows(std::integral_constant<int, 4>(), row);
-        }
-        if (row + 2 <= end) {
-            rows(std::integral_constant<int, 2>(), row);
-            row += 2;
-        }
-        if (row < end) {
-            rows(std::integral_constant<int, 1>(), row);
-        }
+        split_rows(kv_head * n_kv_rows_, (kv_head + 1) * n_kv_rows_, rows);
     }
 
     [[nodiscard]] float* scores(int64_t row) { return scratch_.scores.data() + row * stride_; }

@@ -116,13 +116,19 @@ void multiply_rest(const Isa& isa, const Product& product, int64_t begin, const 
     }
 }
 
-// Calls pass(begin, columns) for the columns, as many at once as a pass over the weights takes; `groups`: of the first.
-template <typename Pass> void for_passes(const Product& product, int32_t* groups, Pass pass) {
+// Calls pass(begin, columns) for the columns, as many at once as a pass over the weights takes. groups_of(begin): where
+// those of a pass lie.
+template <typename GroupsOf, typename Pass> void for_passes(const Product& product, GroupsOf groups_of, Pass pass) {
     for (int64_t begin = 0; begin < product.n_columns; begin += kMaxColumns) {
         Columns columns = columns_from(product, begin);
-        columns.groups = groups + prepared_groups(product, begin);
+        columns.groups = groups_of(begin);
         pass(begin, columns);
     }
+}
+
+// In `prepared`, one pass after the other.
+auto groups_in(const Product& product, int32_t* prepared) {
+    return [&product, prepared](int64_t begin) { return prepared + prepared_groups(product, begin); };
 }
 
 void multiply_columns(const Isa& isa, const Product& product, int64_t begin, const Columns& columns, Outputs outputs) {
@@ -137,12 +143,11 @@ void multiply_columns(const Isa& isa, const Product& product, int64_t begin, con
 void multiply_alone(const Isa& isa, const Product& product, Outputs outputs) {
     thread_local std::vector<int32_t> groups;
     groups.resize(static_cast<size_t>(prepared_groups(product, std::min<int64_t>(product.n_columns, kMaxColumns))));
-    for (int64_t begin = 0; begin < product.n_columns; begin += kMaxColumns) {
-        Columns columns = columns_from(product, begin);
-        columns.groups = groups.data();
+    const auto in_the_same_place = [](int64_t) { return groups.data(); };
+    for_passes(product, in_the_same_place, [&](int64_t begin, const Columns& columns) {
         isa.prepare(product, begin, columns, {});
         multiply_columns(isa, product, begin, columns, outputs);
-    }
+    });
 }
 
 } // namespace
@@ -223,7 +228,7 @@ size_t prepared_size(const Product& product) {
 }
 
 void prepare(const Product& product, int32_t* prepared) {
-    for_passes(product, prepared, [&](int64_t begin, const Columns& columns) {
+    for_passes(product, groups_in(product, prepared), [&](int64_t begin, const Columns& columns) {
         isa()->prepare(product, begin, columns, {product.thread, product.n_threads});
     });
 }
@@ -233,7 +238,7 @@ void multiply_prepared(const Product& product, int32_t* prepared) {
     if (outputs.first == outputs.last) {
         return;
     }
-    for_passes(product, prepared, [&](int64_t begin, const Columns& columns) {
+    for_passes(product, groups_in(product, prepared), [&](int64_t begin, const Columns& columns) {
         multiply_columns(*isa(), product, begin, columns, outputs);
     });
 }

@@ -11,6 +11,7 @@ namespace dspark::kernels {
 namespace {
 
 inline constexpr int kTileRows = 4;
+inline constexpr int64_t kLineHalves = 32; // of a cache line
 // Columns of a tile: its sums, the weights and one value must fit into the registers, or it takes twice the time.
 #if defined(__AVX512VL__)
 inline constexpr int kFloatColumns = kLanes == 16 ? 6 : 3;
@@ -111,15 +112,59 @@ template <typename Format, int R> void multiply_rows(const Product& product, int
     }
 }
 
+// A row of each stream (lanes.h) times the column.
+template <typename Format> void multiply_stream_rows(const FloatTile& tile, float (&y)[kStreams]) {
+    Floats acc[1][kStreams];
+    for (Floats& one : acc[0]) {
+        one = zero_floats();
+    }
+    const auto add = [&](int64_t k) {
+        add_step<Format, kStreams, 1>(tile.w + 2 * k, tile.w_stride, tile.x + k, tile.x_stride, acc);
+    };
+    int64_t k = 0;
+    for (; k + kLineHalves <= tile.n_values; k += kLineHalves) {
+        for (size_t i = 0; i < kStreams; ++i) {
+            const uint8_t* next = tile.w + i * tile.w_stride + 2 * k + kStreamAhead;
+            prefetch<64>(next);
+        }
+#pragma GCC unroll 4
+        for (int64_t j = 0; j < kLineHalves; j += kLanes) {
+            add(k + j);
+        }
+    }
+    for (; k + kLanes <= tile.n_values; k += kLanes) {
+        add(k);
+    }
+    if (k < tile.n_values) {
+        add_rest<Format, kStreams, 1>(tile, k, acc);
+    }
+    store_sums(y, acc[0]);
+}
+
+// One column. The chains of additions of 4 rows hide each other's latency. Returns the first output that is left over.
+template <typename Format> int64_t multiply_streams(const Product& product, int64_t first, int64_t last) {
+    const int64_t n_rows = (last - first) / kStreams; // of a stream
+    const size_t w_stride = static_cast<size_t>(n_rows) * product.weight_stride;
+    for (int64_t row = first; row < first + n_rows; ++row) {
+        const FloatTile tile{static_cast<const uint8_t*>(product.weights) +
+                                 static_cast<size_t>(row) * product.weight_stride,
+                             w_stride, product.x, product.x_stride, product.n_values};
+        float y[kStreams];
+        multiply_stream_rows<Format>(tile, y);
+        for (int i = 0; i < kStreams; ++i) {
+            product.y[row + i * n_rows] = y[i];
+        }
+    }
+    return first + kStreams * n_rows;
+}
+
 template <typename Format> void multiply_floats_as(const Product& product, int64_t first, int64_t last) {
     const int64_t fitting = kPassBytes / static_cast<int64_t>(sizeof(float)) / product.n_values;
     const int64_t n_pass = fitting < kFloatColumns ? kFloatColumns : fitting - fitting % kFloatColumns;
     for (int64_t begin = 0; begin < product.n_columns; begin += n_pass) {
         const int64_t end = product.n_columns - begin < n_pass ? product.n_columns : begin + n_pass;
-        int64_t row = first;
-        // One column takes row by row where one chain of additions keeps up with memory: up to a tenth faster.
-        const bool is_by_rows = kLanes == 16 && product.n_columns == 1;
-        for (; !is_by_rows && row + kTileRows <= last; row += kTileRows) {
+        int64_t row = product.n_columns == 1 ? multiply_streams<Format>(product, first, last) : first;
+        for (; row + kTileRows <= last; row += kTileRows) {
             multiply_rows<Format, kTileRows>(product, row, begin, end);
         }
         for (; row < last; ++row) {

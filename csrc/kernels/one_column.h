@@ -19,6 +19,8 @@ inline constexpr int kRowVectors = static_cast<int>(kSuperBlockSize) / kRowWeigh
 template <typename Format> inline constexpr int kRowsAtOnce = 1;
 template <> inline constexpr int kRowsAtOnce<Q4K> = kLanes == 8 ? 4 : 1;
 
+template <typename Format> inline constexpr int kColumnRecord = record_groups(super_layout<Format>());
+
 // The sub-block of weight i of vector v. Q4_K: even vectors are the low nibbles of some bytes, odd ones the high.
 constexpr int sub_block(Q4K, int v, int i) { return v / 2 * (kRowWeights / 16) + v % 2 + i / 32 * 2; }
 constexpr int sub_block(Q5K, int v, int i) { return sub_block(Q4K{}, v, i); }
@@ -128,15 +130,14 @@ template <typename Format>
 
 // sums[b][r]: row r's part of super-block b. next: as prefetch() takes it.
 template <typename Format>
-inline void sum_rows(const Rows& rows, const int32_t* x, int64_t x_step, int n_blocks, const uint8_t*& next,
-                     Ints (*sums)[kLanes]) {
+inline void sum_rows(const Rows& rows, const int32_t* x, int n_blocks, const uint8_t*& next, Ints (*sums)[kLanes]) {
     constexpr int kAtOnce = kRowsAtOnce<Format>;
     const uint8_t* ahead = next; // in a register: stores to `sums` might change what lies in memory
     for (int first = 0; first < kLanes; first += kAtOnce) {
         const uint8_t* block = rows.quarter[0] + static_cast<size_t>(first) * rows.stride;
         for (int b = 0; b < n_blocks; ++b, block += sizeof(typename Format::Block)) {
             Ints values[kRowVectors];
-            load_values(Format{}, x + b * x_step, values);
+            load_values(Format{}, x + b * kColumnRecord<Format>, values);
 #pragma GCC unroll 4
             for (int r = 0; r < kAtOnce; ++r) {
                 prefetch<sizeof(typename Format::Block)>(ahead);
@@ -145,6 +146,25 @@ inline void sum_rows(const Rows& rows, const int32_t* x, int64_t x_step, int n_b
         }
     }
     next = ahead;
+}
+
+// kLanes outputs: all weights of each row times those of the column.
+template <typename Format>
+inline Floats multiply_rows(Rows rows, const uint8_t* next, const int32_t* x, int64_t n_values) {
+    Floats acc = zero_floats();
+    Ints sums[kRowBlocks][kLanes];
+    for (int64_t n_left = n_values / kSuperBlockSize; n_left > 0; n_left -= kRowBlocks) {
+        const int n_blocks = static_cast<int>(n_left < kRowBlocks ? n_left : kRowBlocks);
+        sum_rows<Format>(rows, x, n_blocks, next, sums);
+        for (int b = 0; b < n_blocks; ++b, x += kColumnRecord<Format>) {
+            SuperHead head;
+            unpack_head(Format{}, rows, head);
+            const Ints total = sum_lanes(sums[b]);
+            finish_super<Format, 1>(head, x, &total, &acc);
+            rows.advance(sizeof(typename Format::Block));
+        }
+    }
+    return acc;
 }
 
 } // namespace

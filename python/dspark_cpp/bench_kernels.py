@@ -8,6 +8,7 @@ so that a disturbance of the machine meets all of them; medians over rounds are 
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,7 +35,7 @@ class KernelTiming:
     milliseconds : mapping of str to float
         By path: "kernels", "plain" and, where ggml has it, "repacked".
     ratio : float
-        ggml's best path over our kernels, median over rounds: above 1, ours are faster.
+        ggml's path of the lowest median over our kernels, median over rounds: above 1, ours are faster.
     """
 
     type_name: str
@@ -50,6 +51,7 @@ def run_kernel_bench(
     n_repeats: int = 7,
     n_threads: int = 0,
     isa: str = "",
+    min_seconds: float = 0.5,
 ) -> list[KernelTiming]:
     """Time every type at every number of rows and print a table as it goes.
 
@@ -62,11 +64,14 @@ def run_kernel_bench(
     shape : (n_outputs, n_values, n_matrices)
         Of the streamed weights.
     n_repeats : int
-        Timed rounds, at least 1; one more warms up.
+        Timed rounds, at least 1.
     n_threads : int
         0: half as many as the process may use hyper-threads, as llama.cpp counts them.
     isa : str
         Instruction set of our kernels, for this call; empty: the one in use.
+    min_seconds : float
+        More rounds are timed until this has passed, for each type and number of rows: memory that others use too is
+        faster or slower for tenths of a second.
 
     Returns
     -------
@@ -77,7 +82,7 @@ def run_kernel_bench(
     if isa:
         _core.set_kernel_instruction_set(isa)
     try:
-        timings = _time_types(types, n_rows, shape, n_repeats, n_threads)
+        timings = _time_types(types, n_rows, shape, (n_repeats, min_seconds), n_threads)
         _print_ratios(timings)
     finally:
         if isa:
@@ -86,7 +91,11 @@ def run_kernel_bench(
 
 
 def _time_types(
-    types: Sequence[str] | None, n_rows: Sequence[int], shape: tuple[int, int, int], n_repeats: int, n_threads: int
+    types: Sequence[str] | None,
+    n_rows: Sequence[int],
+    shape: tuple[int, int, int],
+    repeats: tuple[int, float],
+    n_threads: int,
 ) -> list[KernelTiming]:
     timings = []
     for type_name in types or [name for name in _TYPES if name in _core.kernel_types()]:
@@ -94,7 +103,7 @@ def _time_types(
         paths = [path for path in _PATHS if path != "repacked" or bench.can_repack]
         print(f"{type_name}: {', '.join(paths)} in ms ({_core.kernel_instruction_set()}), x ggml's best")
         for n in n_rows:
-            timing = _time(bench, type_name, paths, rng.standard_normal((n, shape[1]), np.float32), n_repeats)
+            timing = _time(bench, type_name, paths, rng.standard_normal((n, shape[1]), np.float32), *repeats)
             print(f"  {n:>3}  " + "  ".join(f"{timing.milliseconds[path]:8.2f}" for path in paths), end="")
             print(f"  {timing.ratio:6.2f}x", flush=True)
             timings.append(timing)
@@ -122,9 +131,16 @@ def _make_bench(
 
 
 def _time(
-    bench: _core.MatrixBench, type_name: str, paths: Sequence[str], x: np.ndarray, n_repeats: int
+    bench: _core.MatrixBench, type_name: str, paths: Sequence[str], x: np.ndarray, n_repeats: int, min_seconds: float
 ) -> KernelTiming:
-    rounds = [{path: 1e3 * bench.multiply(path, x)[1] for path in paths} for _ in range(n_repeats + 1)][1:]
-    ratios = [min(time for path, time in one.items() if path != "kernels") / one["kernels"] for one in rounds]
+    for path in paths:
+        bench.multiply(path, x)
+    rounds: list[dict[str, float]] = []
+    end = time.perf_counter() + min_seconds
+    while len(rounds) < n_repeats or time.perf_counter() < end:
+        first = len(rounds) % len(paths)  # none is always the one behind a slow path
+        rounds.append({path: 1e3 * bench.multiply(path, x)[1] for path in (*paths[first:], *paths[:first])})
     medians = {path: statistics.median(one[path] for one in rounds) for path in paths}
-    return KernelTiming(type_name=type_name, n_rows=len(x), milliseconds=medians, ratio=statistics.median(ratios))
+    best = min((path for path in paths if path != "kernels"), key=lambda path: medians[path])
+    ratio = statistics.median(one[best] / one["kernels"] for one in rounds)
+    return KernelTiming(type_name=type_name, n_rows=len(x), milliseconds=medians, ratio=ratio)

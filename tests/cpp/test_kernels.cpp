@@ -4,6 +4,7 @@
 #include "check.h"
 #include "kernels/isa.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <random>
@@ -39,13 +40,25 @@ struct Case {
     std::vector<float> y;
 };
 
-Case make_case(const Type& type, std::mt19937& random) {
+struct Shape {
+    int64_t n_outputs;
+    int64_t n_columns;
+    int64_t n_values;
+};
+
+Shape any_shape(const Type& type, std::mt19937& random) {
+    const auto up_to = [&](unsigned n) { return static_cast<int64_t>(1 + random() % n); };
+    const int64_t n_outputs = up_to(40), n_columns = up_to(20);
+    return {n_outputs, n_columns, type.n_weights * up_to(type.n_weights == 1 ? 300 : 12)};
+}
+
+Case make_case(const Type& type, const Shape& shape, std::mt19937& random) {
     Case made;
     Product& p = made.product;
     p.type = type.type;
-    p.n_outputs = 1 + random() % 40;
-    p.n_columns = 1 + random() % 20;
-    p.n_values = type.n_weights * static_cast<int64_t>(1 + random() % (type.n_weights == 1 ? 300 : 12));
+    p.n_outputs = shape.n_outputs;
+    p.n_columns = shape.n_columns;
+    p.n_values = shape.n_values;
     const size_t n_blocks = static_cast<size_t>(p.n_values / type.n_weights);
     p.weight_stride = n_blocks * type.n_bytes + random() % 3; // rows at odd addresses
     made.weights.resize(p.weight_stride * static_cast<size_t>(p.n_outputs - 1) + n_blocks * type.n_bytes);
@@ -84,30 +97,50 @@ void run(const Isa& isa, const Product& product, int n_threads) {
 
 bool is_float(WeightType type) { return type == WeightType::f16 || type == WeightType::bf16; }
 
+// In a batch as with another instruction set, where weights are integers; the last column as by itself.
+void check_bits(const Isa& isa, const Type& type, Case& made, int n_threads) {
+    if (!is_float(type.type)) {
+        run(*available_isas().back(), made.product, 1);
+    }
+    const std::vector<float> other = made.y;
+    run(isa, made.product, n_threads);
+    const std::vector<float> batch = made.y;
+    CHECK(is_float(type.type) || std::memcmp(batch.data(), other.data(), batch.size() * sizeof(float)) == 0);
+    Product alone = made.product;
+    const int64_t column = made.product.n_columns - 1;
+    alone.x += column * alone.x_stride;
+    alone.y += column * alone.y_stride;
+    alone.n_columns = 1;
+    std::fill_n(alone.y, alone.n_outputs, NAN);
+    run(isa, alone, 1);
+    CHECK(std::memcmp(batch.data(), made.y.data(), batch.size() * sizeof(float)) == 0);
+    for (const float value : batch) {
+        CHECK(std::isfinite(value));
+    }
+}
+
+bool is_covered(const Isa& isa, const Type& type) { return !is_float(type.type) || isa.multiply_floats != nullptr; }
+
 void test_any_shape(const Isa& isa) {
     std::mt19937 random(1);
     for (const Type& type : types()) {
-        if (is_float(type.type) && isa.multiply_floats == nullptr) {
-            continue;
+        for (int i = 0; i < 200 && is_covered(isa, type); ++i) {
+            Case made = make_case(type, any_shape(type, random), random);
+            check_bits(isa, type, made, 1 + static_cast<int>(random() % 8));
         }
-        for (int i = 0; i < 200; ++i) {
-            Case made = make_case(type, random);
-            if (!is_float(type.type)) {
-                run(*available_isas().back(), made.product, 1);
-            }
-            const std::vector<float> other = made.y;
-            run(isa, made.product, 1 + static_cast<int>(random() % 8));
-            const std::vector<float> batch = made.y;
-            CHECK(is_float(type.type) || std::memcmp(batch.data(), other.data(), batch.size() * sizeof(float)) == 0);
-            Product alone = made.product; // the last column by itself, one thread
-            const int64_t column = made.product.n_columns - 1;
-            alone.x += column * alone.x_stride;
-            alone.y += column * alone.y_stride;
-            alone.n_columns = 1;
-            run(isa, alone, 1);
-            CHECK(std::memcmp(batch.data(), made.y.data(), batch.size() * sizeof(float)) == 0);
-            for (const float value : batch) {
-                CHECK(std::isfinite(value));
+    }
+}
+
+// Whole steps of 256 values, up to more than one column by itself keeps the sums of.
+void test_long_rows(const Isa& isa) {
+    std::mt19937 random(2);
+    for (const Type& type : types()) {
+        for (const int64_t n_values : {256, 4096, 4352, 8448}) {
+            for (const int64_t n_outputs : {16, 37, 48}) {
+                if (is_covered(isa, type)) {
+                    Case made = make_case(type, {n_outputs, 2, n_values}, random);
+                    check_bits(isa, type, made, 1 + static_cast<int>(random() % 3));
+                }
             }
         }
     }
@@ -166,6 +199,7 @@ int main() {
     for (const Isa* isa : available_isas()) {
         CHECK(set_instruction_set(isa->name) && instruction_set() == isa->name);
         test_any_shape(*isa);
+        test_long_rows(*isa);
         test_q8_0_against_a_plain_loop(*isa);
         test_what_is_not_covered_is_refused(*isa);
     }
