@@ -106,11 +106,11 @@ void StepCosts::observe_passes(const StepLoad& load, const StepShape& step, cons
     // The first ones behind others take longer; the very first, of another shape than the one before, is no drafted
     // pass.
     const bool is_settling = step.n_drafting == 0 && load.n_prefill_rows == 0 && n_settled_ < kSettling;
-    if (times.verify_ms > 0 && !is_split && !is_settling) { // of two passes nobody knows which took how long
-        table_.observe_verify(pass, times.verify_ms);
-    }
     if (step.n_drafting > 0) {
         table_.observe_draft(step.n_drafting, load.context, times.draft_ms);
+    }
+    if (times.verify_ms > 0 && !is_split && !is_settling) { // of two passes nobody knows which took how long
+        table_.observe_verify(pass, times.verify_ms);
     }
 }
 

@@ -177,7 +177,9 @@ class MachineSimulation:
 
     def step(self, answers: list[Answer]) -> None:
         decisions = self.scheduler.select([answer.request() for answer in answers])
-        drafts = [a.draft() if d in ("draft", "probe") else None for a, d in zip(answers, decisions, strict=True)]
+        drafts = [
+            a.draft() if d in ("draft", "probe", "timed") else None for a, d in zip(answers, decisions, strict=True)
+        ]
         lengths = self.scheduler.schedule([draft[0] if draft else [] for draft in drafts])
         n_injected = n_committed = 0
         for i, (answer, draft, length) in enumerate(zip(answers, drafts, lengths, strict=True)):
