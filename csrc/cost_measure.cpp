@@ -84,7 +84,6 @@ class Measurement {
         curves_.plain = sweeps[0].points();
         curves_.verify = sweeps[1].points();
         curves_.draft = drafter_ != nullptr ? sweeps[2].points() : CostPoints();
-        measure_rebuild();
         measure_prefill(budget * 0.9);
         measure_context();
     }
@@ -257,21 +256,6 @@ class Measurement {
             draft_blocks(1);
         }
         return time_rows(n, true);
-    }
-
-    // In turns with passes of one row less. Of large models it is less than their passes vary by.
-    void measure_rebuild() {
-        const auto [n, pass_ms] = curves_.verify[std::min<size_t>(kPromptRows, curves_.verify.size()) - 1];
-        if (drafter_ == nullptr || pass_ms > kSmallPass || n < 2) {
-            return;
-        }
-        std::array<double, kFewRepeats> samples{};
-        for (double& ms : samples) {
-            (void)time_behind_draft(n - 1);
-            ms = time_behind_draft(n) - time_behind_draft(n);
-        }
-        std::sort(samples.begin(), samples.end());
-        curves_.rebuild_ms = std::max(0.0, samples[samples.size() / 2]);
     }
 
     // Behind a target's pass and the injection of what it gave, which is not counted.

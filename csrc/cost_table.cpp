@@ -42,10 +42,9 @@ void CostCurves::validate() const {
             last = size;
         }
     }
-    for (const double slope : {verify_ms_per_row_cell, draft_ms_per_block_cell, rebuild_ms}) {
+    for (const double slope : {verify_ms_per_row_cell, draft_ms_per_block_cell}) {
         if (!std::isfinite(slope) || slope < 0) {
-            throw std::invalid_argument("costs of context and of building a graph must be 0 or more, got " +
-                                        std::to_string(slope));
+            throw std::invalid_argument("costs of context must be 0 or more, got " + std::to_string(slope));
         }
     }
 }
@@ -255,15 +254,14 @@ CostTable::CostTable(const CostCurves& measured)
     : verify_(measured.verify, kRowShare), plain_(measured.plain, kRowShare), prefill_(measured.prefill, kRowShare),
       draft_(measured.draft, 1.0), verify_slope_(measured.verify_ms_per_row_cell),
       prefill_slope_(measured.verify_ms_per_row_cell), draft_slope_(measured.draft_ms_per_block_cell),
-      inject_(measured.inject), rebuild_ms_(measured.rebuild_ms) {}
+      inject_(measured.inject) {}
 
 double CostTable::undisturbed_verify_ms(const PassShape& pass) const {
     if (pass.is_plain() && !plain_.is_empty()) {
         return plain_.at(pass.n_rows, pass.context, verify_slope_);
     }
     if (pass.n_prefill_rows == 0) {
-        return std::max(0.0,
-                        verify_.at(pass.n_rows, pass.context, verify_slope_) - (pass.is_repeat ? rebuild_ms_ : 0.0));
+        return verify_.at(pass.n_rows, pass.context, verify_slope_);
     }
     const double body = prefill_.at(pass.n_rows + pass.n_prefill_rows, pass.context, prefill_slope_);
     // What the rows with logits add is the output head: T_verify less a pass of as many rows without it.
@@ -322,8 +320,7 @@ void CostTable::learn_held() {
         } else if (pass.is_plain()) {
             plain_.observe(pass.n_rows, pass.context, undisturbed_ms, verify_slope_);
         } else if (pass.n_prefill_rows == 0) {
-            verify_.observe(pass.n_rows, pass.context, undisturbed_ms + (pass.is_repeat ? rebuild_ms_ : 0.0),
-                            verify_slope_);
+            verify_.observe(pass.n_rows, pass.context, undisturbed_ms, verify_slope_);
             plain_.bound(pass.n_rows, pass.context, timed.ms / slowdown(false));
         } else if (pass.n_rows <= 1) { // a prompt's chunk, with at most the one output at its end
             prefill_.observe(pass.n_rows + pass.n_prefill_rows, pass.context, undisturbed_ms, prefill_slope_);
@@ -352,8 +349,7 @@ CostCurves CostTable::curves() const {
             scale(draft_.points(), drafted),
             scale(inject_.points(), drafted),
             verify_slope_.ms(),
-            draft_slope_.ms(),
-            rebuild_ms_};
+            draft_slope_.ms()};
 }
 
 // What is timed faster than all of load was measured in a bad moment, and its curve is off as a whole.

@@ -32,16 +32,13 @@ using CostPoints = std::vector<std::pair<int32_t, double>>; // (size, ms), ascen
 
 // All in milliseconds, with a cache of at most kBaseCells cells in use.
 struct CostCurves {
-    // Rows, each with logits. A pass whose shape differs from the last one's, as drafts make it: its graph is built
-    // anew.
-    CostPoints verify;
+    CostPoints verify;                 // rows, each with logits, behind a draft
     CostPoints plain;                  // rows of plain decoding: pass after pass of one shape; empty: as verify
     CostPoints prefill;                // rows without logits
     CostPoints draft;                  // blocks drafted in one pass, sequential head included
     CostPoints inject;                 // context rows written into the drafter's cache before a draft
     double verify_ms_per_row_cell = 0; // what attention adds for one row, per cell in use; 0: not measured
     double draft_ms_per_block_cell = 0;
-    double rebuild_ms = 0; // of a verify pass: what building its graph takes, saved behind a pass of the same shape
 
     // Throws std::invalid_argument: sizes must ascend from 1, times be finite and 0 or more.
     void validate() const;
@@ -201,9 +198,6 @@ class CostTable {
     void observe_verify(const PassShape& pass, double ms);
     void observe_inject(int32_t n_rows, double ms);
 
-    // What a verify pass of the shape of the one before saves.
-    [[nodiscard]] double rebuild_ms() const { return rebuild_ms_ * slowdown(true); }
-
     // The curves with what was learned, at the speed of load time, or of now where that is faster.
     [[nodiscard]] CostCurves curves() const;
     // Of drafted steps, or of plain ones.
@@ -232,7 +226,6 @@ class CostTable {
     ContextSlope prefill_slope_;
     ContextSlope draft_slope_;
     CostCurve inject_;
-    double rebuild_ms_ = 0;
     MedianRing plain_ratios_; // of recent plain passes to their estimates
     MedianRing drafted_ratios_;
     double draft_ratio_ = 0; // of this step's draft; 0: none, or of a size that nobody knows

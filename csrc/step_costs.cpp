@@ -6,9 +6,6 @@ namespace dspark {
 
 namespace {
 
-constexpr double kShapeMemory = 0.95; // a drafted pass
-constexpr double kShapeShare = 0.5;   // of what leaving the usual shape costs: all of it would keep to one out of habit
-
 PassShape pass_of(const StepLoad& load, int32_t n_rows) { return {n_rows, load.n_prefill_rows, load.context}; }
 
 bool has_one_shape(const PassShape& a, const PassShape& b) {
@@ -47,42 +44,18 @@ double StepCosts::return_ms(const StepLoad& load, int32_t n_requests) const {
     return step_ms(pass_of(load, n_requests), 0);
 }
 
-// A pass of another shape than usual saves no building of a graph, and the next one, which is of the usual one again,
-// saves none either.
-double StepCosts::return_to_usual_ms(int32_t n_rows, double usual_share) const {
-    const auto n = static_cast<size_t>(n_rows);
-    const double share = n < shape_shares_.size() ? shape_shares_[n] : 0.0;
-    return kShapeShare * table_.rebuild_ms() * (usual_share - share);
-}
-
-void StepCosts::note_shape(const PassShape& pass) {
-    if (!pass.is_behind_draft || pass.n_prefill_rows > 0) {
-        return;
-    }
-    const auto n = static_cast<size_t>(pass.n_rows);
-    shape_shares_.resize(std::max(shape_shares_.size(), n + 1));
-    for (double& share : shape_shares_) {
-        share *= kShapeMemory;
-    }
-    shape_shares_[n] += 1 - kShapeMemory;
-}
-
 void StepCosts::price_rows(const StepLoad& load, const StepShape& step, int32_t n_most,
                            std::vector<double>& row_ms) const {
     const int32_t n_rows = step.n_requests + step.n_drafted_rows;
     row_ms.clear();
     row_ms.push_back(step.n_drafting == 0 ? plain_ms(load, n_rows)
                                           : step_ms(pass_of(load, n_rows), step.n_drafted_rows));
-    const double usual = shape_shares_.empty() ? 0.0 : *std::max_element(shape_shares_.begin(), shape_shares_.end());
-    const double last_ms = last_pass_.is_behind_draft ? return_to_usual_ms(last_pass_.n_rows, usual) : 0; // paid anyway
     for (int32_t n = 1; n <= n_most; ++n) {
         PassShape pass = pass_of(load, n_rows + n);
         pass.is_behind_draft = true;
-        pass.is_repeat = has_one_shape(pass, last_pass_);
         // Never less than without them: the two kinds of passes have ratios of their own, and while nobody drafts that
         // of drafted ones is an old one.
-        const double beyond_ms = return_to_usual_ms(n_rows + n, usual) - last_ms;
-        row_ms.push_back(std::max(row_ms.front(), step_ms(pass, step.n_drafted_rows + n) + beyond_ms));
+        row_ms.push_back(std::max(row_ms.front(), step_ms(pass, step.n_drafted_rows + n)));
     }
 }
 
@@ -101,7 +74,6 @@ void StepCosts::observe_passes(const StepLoad& load, const StepShape& step, cons
     pass.is_repeat = has_one_shape(pass, last_pass_);
     last_pass_ = pass;
     n_settled_ = pass.is_plain() ? n_settled_ + 1 : 0;
-    note_shape(pass);
     const bool is_split = equal_lengths_ && step.n_requests > 0 && load.n_prefill_rows > 0;
     // The first ones behind others take longer; the very first, of another shape than the one before, is no drafted
     // pass.

@@ -53,15 +53,12 @@ class StepCosts {
   private:
     [[nodiscard]] double pass_ms(const PassShape& pass) const;
     [[nodiscard]] double step_ms(const PassShape& pass, int32_t n_drafted_rows) const;
-    [[nodiscard]] double return_to_usual_ms(int32_t n_rows, double usual_share) const;
-    void note_shape(const PassShape& pass);
 
     CostTable table_;
     bool equal_lengths_;
     OverheadLine overhead_;
-    PassShape last_pass_;              // of the step before
-    int32_t n_settled_ = 0;            // plain passes in a row
-    std::vector<double> shape_shares_; // [n]: of recent drafted passes, those of n rows; decayed
+    PassShape last_pass_;   // of the step before
+    int32_t n_settled_ = 0; // plain passes in a row
 };
 
 } // namespace dspark

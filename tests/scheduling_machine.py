@@ -91,7 +91,6 @@ def measured_curves(machine: Machine, n_streams: int, rng: np.random.Generator) 
         "prefill": measure(machine.plain, {1}),
         "draft": measure(machine.draft, requests),
         "inject": measure(machine.inject, {1, 2, 4, 8, 32}),
-        "rebuild_ms": machine.rebuild_ms,
         "verify_ms_per_row_cell": 0.0,
         "draft_ms_per_block_cell": 0.0,
     }

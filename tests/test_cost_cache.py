@@ -16,8 +16,7 @@ from dspark_cpp.cost_cache import CostCache, cache_folder
 CURVES = cast(
     "_core.CostCurves",
     {"verify": [(1, 2.4), (2, 4.65)], "plain": [(1, 2.3)], "prefill": [(1, 2.0)], "draft": [(1, 0.9)],
-     "inject": [(1, 0.2)], "verify_ms_per_row_cell": 0.0, "draft_ms_per_block_cell": 0.001,
-     "rebuild_ms": 0.1},
+     "inject": [(1, 0.2)], "verify_ms_per_row_cell": 0.0, "draft_ms_per_block_cell": 0.001},
 )  # fmt: skip
 MODEL = {
     "architecture": "qwen3",

@@ -229,7 +229,7 @@ def test_a_free_pass_is_no_division_by_zero() -> None:
 
 def test_curves_go_round() -> None:
     given = curves(verify_ms_per_row_cell=0.25)
-    assert _costs.CostTable(given).curves == given | {"rebuild_ms": 0.0}
+    assert _costs.CostTable(given).curves == given
 
 
 @pytest.mark.parametrize(
@@ -351,10 +351,3 @@ def test_what_slows_plain_passes_alone_makes_drafted_ones_no_dearer() -> None:
     assert table.verify_ms(1, is_repeat=True) == pytest.approx(30)
     assert table.verify_ms(8) == pytest.approx(150)
     assert table.draft_ms(1) == pytest.approx(10)
-
-
-def test_a_pass_of_the_same_shape_behind_a_draft_saves_building_its_graph() -> None:
-    table = _costs.CostTable(curves(rebuild_ms=4.0))
-    assert table.verify_ms(4, is_repeat=True, is_behind_draft=True) == pytest.approx(70)
-    assert table.verify_ms(4, is_behind_draft=True) == pytest.approx(74)
-    assert table.curves["rebuild_ms"] == 4.0

@@ -350,7 +350,6 @@ class CostCurves(TypedDict):
     inject: list[tuple[int, float]]  # context rows written into the drafter's cache before a draft
     verify_ms_per_row_cell: float  # what attention adds for one row, per cell of the cache in use
     draft_ms_per_block_cell: float
-    rebuild_ms: float
 
 @final
 class SyntheticAcceptance:

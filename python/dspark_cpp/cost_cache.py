@@ -25,16 +25,16 @@ __all__ = ["CostCache", "cache_folder", "prepare_costs"]
 _log = logging.getLogger(__name__)
 
 _CurveName = Literal["verify", "plain", "prefill", "draft", "inject"]
-_SlopeName = Literal["verify_ms_per_row_cell", "draft_ms_per_block_cell", "rebuild_ms"]
+_SlopeName = Literal["verify_ms_per_row_cell", "draft_ms_per_block_cell"]
 
-_FORMAT = 8
+_FORMAT = 9
 
 _N_KEPT = 3  # measurements; what all of them say is dear is believed to be
 _LOOK_MS = 80.0  # of a look, more where a dozen passes take longer
 _TOO_DEAR = 1.3  # times what a look finds: noise only adds, so the costs are wrong and not the look
 _MOST_SECONDS = 1.5  # after which nothing is measured again, so that all of it takes 3 s at most
 _CURVES: tuple[_CurveName, ...] = ("verify", "plain", "prefill", "draft", "inject")
-_SLOPES: tuple[_SlopeName, ...] = ("verify_ms_per_row_cell", "draft_ms_per_block_cell", "rebuild_ms")
+_SLOPES: tuple[_SlopeName, ...] = ("verify_ms_per_row_cell", "draft_ms_per_block_cell")
 
 
 def cache_folder() -> Path:
