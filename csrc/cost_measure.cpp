@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <array>
 #include <functional>
+#include <limits>
 #include <span>
 #include <utility>
 
@@ -26,16 +27,22 @@ struct Sweep {
     std::vector<int32_t> sizes;
     double end_ms; // the first round leaves out what begins later, from the largest sizes on
     std::function<double(int32_t)> time;
+    size_t n_always = 2; // sizes that are timed whatever the time: a curve needs a start and a slope
     std::vector<std::vector<double>> samples = {};
 
-    // The median of each size; of two samples the lower.
-    [[nodiscard]] CostPoints points() {
-        CostPoints medians;
+    // What else runs only adds to a time, and for seconds: of each size the lower quartile, not the median.
+    [[nodiscard]] CostPoints points() const { return ranked(4); }
+    [[nodiscard]] CostPoints least() const { return ranked(std::numeric_limits<size_t>::max()); }
+
+    [[nodiscard]] CostPoints ranked(size_t quantile) const {
+        CostPoints ranked;
         for (size_t i = 0; i < samples.size(); ++i) {
-            std::sort(samples[i].begin(), samples[i].end());
-            medians.emplace_back(sizes[i], samples[i][(samples[i].size() - 1) / 2]);
+            std::vector<double> sorted = samples[i];
+            std::sort(sorted.begin(), sorted.end());
+            ranked.emplace_back(sizes[i], sorted[(sorted.size() - 1) / quantile]);
         }
-        return medians;
+        std::sort(ranked.begin(), ranked.end());
+        return ranked;
     }
 };
 
@@ -52,7 +59,7 @@ class Measurement {
             return {};
         }
         try {
-            measure();
+            options_.is_look ? look() : measure();
         } catch (...) {
             clear();
             throw;
@@ -65,11 +72,8 @@ class Measurement {
     // As the engine runs them: what a pass costs depends on the one before. A drafter's pass leaves other weights in
     // the processor's caches, and a batch of another shape has its graph built anew.
     void measure() {
-        if (drafter_ != nullptr) {
-            drafter_->begin_recording();
-        }
-        fill_sequences(options_.n_sequences);
-        settle();
+        begin_sequences(options_.n_sequences);
+        settle(verify_sizes());
         const double budget = options_.budget_ms;
         std::vector<Sweep> sweeps{{request_sizes(), budget * 0.15, [&](int32_t n) { return time_plain(n); }},
                                   {verify_sizes(), budget * (drafter_ != nullptr ? 0.55 : 0.6),
@@ -81,9 +85,39 @@ class Measurement {
         curves_.plain = sweeps[0].points();
         curves_.verify = sweeps[1].points();
         curves_.draft = drafter_ != nullptr ? sweeps[2].points() : CostPoints();
-        measure_rebuild();
         measure_prefill(budget * 0.9);
         measure_context();
+    }
+
+    // Of one sequence, whatever the sizes: filling many of a large model takes longer than what is looked at.
+    void look() {
+        const int32_t n_round =
+            std::min(options_.n_rows, drafter_ != nullptr ? 1 + drafter_->block_size() : kPromptRows);
+        std::vector<int32_t> rows{n_round};
+        for (const int32_t n : {std::max(1, n_round / 2), options_.n_rows}) {
+            if (n != n_round) {
+                rows.push_back(n);
+            }
+        }
+        begin_sequences(1);
+        settle(std::array{1, n_round});
+        const double end = options_.budget_ms;
+        std::vector<Sweep> sweeps{{{1}, end, [&](int32_t) { return time_plain(1); }},
+                                  {rows, end, [&](int32_t n) { return time_behind_draft(n); }, /* n_always */ 1}};
+        if (drafter_ != nullptr) {
+            sweeps.push_back({{1}, end, [&](int32_t) { return time_draft(1); }});
+        }
+        run_in_turns(sweeps, end);
+        curves_.plain = sweeps[0].least();
+        curves_.verify = sweeps[1].least();
+        curves_.draft = drafter_ != nullptr ? sweeps[2].least() : CostPoints();
+    }
+
+    void begin_sequences(int32_t n) {
+        if (drafter_ != nullptr) {
+            drafter_->begin_recording();
+        }
+        fill_sequences(n);
     }
 
     // One round of each after the other, so that a slow second of the machine is one of all curves: they are compared.
@@ -96,19 +130,18 @@ class Measurement {
                 return;
             }
             for (Sweep& sweep : sweeps) {
-                for (size_t i = 0; i < sweep.samples.size() && (i < 2 || elapsed_ms() < end_ms); ++i) {
+                for (size_t i = 0; i < sweep.samples.size() && (i < sweep.n_always || elapsed_ms() < end_ms); ++i) {
                     sweep.samples[i].push_back(sweep.time(sweep.sizes[i]));
                 }
             }
         }
     }
 
-    // The first two sizes are always timed; a curve needs a start and a slope. A size that takes far more than the one
-    // before makes expect is timed again: what a GPU does once for a size (kernels loaded, memory grown) took 40 ms of
-    // a pass of 12.
+    // A size that takes far more than the one before makes expect is timed again: what a GPU does once for a size
+    // (kernels loaded, memory grown) took 40 ms of a pass of 12.
     void run_first(Sweep& sweep) {
         constexpr double kSuspicious = 1.25;
-        for (size_t i = 0; i < sweep.sizes.size() && (i < 2 || elapsed_ms() <= sweep.end_ms); ++i) {
+        for (size_t i = 0; i < sweep.sizes.size() && (i < sweep.n_always || elapsed_ms() <= sweep.end_ms); ++i) {
             double ms = sweep.time(sweep.sizes[i]);
             if (i > 0 && ms > kSuspicious * sweep.samples.back().front() * sweep.sizes[i] / sweep.sizes[i - 1]) {
                 ms = std::min(ms, sweep.time(sweep.sizes[i]));
@@ -199,11 +232,10 @@ class Measurement {
     }
 
     // Buffers and caches warm, and as many threads at work as short passes are fastest with (thread_choice.h).
-    void settle() {
+    void settle(std::span<const int32_t> sizes) {
         constexpr int32_t kPasses = 16;
-        const int32_t n_most = std::min(options_.n_rows, ThreadChoice::kMostRows);
-        for (int32_t n = 1; n <= n_most; ++n) {
-            for (int32_t i = 0; i < kPasses; ++i) {
+        for (const int32_t n : sizes) {
+            for (int32_t i = 0; i < kPasses && n <= ThreadChoice::kMostRows; ++i) {
                 if (time_rows(n, true) > ThreadChoice::kShortMs) {
                     return;
                 }
@@ -225,21 +257,6 @@ class Measurement {
             draft_blocks(1);
         }
         return time_rows(n, true);
-    }
-
-    // In turns with passes of one row less. Of large models it is less than their passes vary by.
-    void measure_rebuild() {
-        const auto [n, pass_ms] = curves_.verify[std::min<size_t>(kPromptRows, curves_.verify.size()) - 1];
-        if (drafter_ == nullptr || pass_ms > kSmallPass || n < 2) {
-            return;
-        }
-        std::array<double, kFewRepeats> samples{};
-        for (double& ms : samples) {
-            (void)time_behind_draft(n - 1);
-            ms = time_behind_draft(n) - time_behind_draft(n);
-        }
-        std::sort(samples.begin(), samples.end());
-        curves_.rebuild_ms = std::max(0.0, samples[samples.size() / 2]);
     }
 
     // Behind a target's pass and the injection of what it gave, which is not counted.

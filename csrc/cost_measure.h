@@ -14,9 +14,13 @@ struct MeasureOptions {
     int32_t n_batch = 512;  // most rows of one pass
     int32_t n_cells = 4096; // of one sequence
     double budget_ms = 3000;
+    // A few sizes of one request only, and their least times: enough to tell whether curves from elsewhere are too
+    // dear.
+    bool is_look = false;
 };
 
-// Medians of interleaved repetitions; what does not fit the budget is left out, from the largest sizes on.
+// Lower quartiles of interleaved repetitions, since noise only adds; what does not fit the budget is left out, from the
+// largest sizes on.
 [[nodiscard]] CostCurves measure_costs(Target& target, Drafter* drafter, const MeasureOptions& options);
 
 } // namespace dspark

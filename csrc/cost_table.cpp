@@ -14,7 +14,18 @@ constexpr int32_t kLoadWeight = 3;     // samples that the value from load count
 constexpr int32_t kGuessWeight = 2;    // samples that the interpolated value counts for: outliers alone teach nothing
 constexpr double kCliff = 1.5;         // times as dear as the next larger size: no noise
 constexpr double kLeastBody = 0.5;     // of a pass that reads prompts, whatever its outputs are said to take
+constexpr double kTooDear = 1.5;       // times what one pass took: no noise either
 constexpr int32_t kMostWeight = 8;     // passes that a size counts for beside its neighbours, the value from load for 1
+
+// What two ratios agree on: the one nearer to 1, or 1 where one says faster and the other slower.
+double common_change(double a, double b) { return std::max(std::min(1.0, std::max(a, b)), std::min(a, b)); }
+
+CostPoints scale(CostPoints points, double factor) {
+    for (auto& [size, ms] : points) {
+        ms *= factor;
+    }
+    return points;
+}
 
 } // namespace
 
@@ -32,10 +43,9 @@ void CostCurves::validate() const {
             last = size;
         }
     }
-    for (const double slope : {verify_ms_per_row_cell, draft_ms_per_block_cell, rebuild_ms}) {
+    for (const double slope : {verify_ms_per_row_cell, draft_ms_per_block_cell}) {
         if (!std::isfinite(slope) || slope < 0) {
-            throw std::invalid_argument("costs of context and of building a graph must be 0 or more, got " +
-                                        std::to_string(slope));
+            throw std::invalid_argument("costs of context must be 0 or more, got " + std::to_string(slope));
         }
     }
 }
@@ -101,7 +111,26 @@ bool CostCurve::knows(int32_t size) const {
     return found != points_.end() && found->second.is_trusted;
 }
 
+bool CostCurve::is_disproved(int32_t size, double ms) const { return kTooDear * ms < at(size); }
+
+// A pass is hardly ever dearer than a larger one: smaller sizes that nobody has timed since load were measured in a bad
+// moment. Where they are dearer all the same they will be run, and show it.
+void CostCurve::bound(int32_t size, double ms) {
+    for (auto& [smaller, point] : points_) {
+        if (smaller <= size && point.n_seen == 0 && point.samples.median() > ms) {
+            point.samples.clear();
+            point.samples.push(ms);
+        }
+    }
+    refresh();
+}
+
 void CostCurve::observe(int32_t size, double ms) {
+    if (is_disproved(size, ms)) {
+        bound(size - 1, ms);
+        points_[size].samples.clear();
+        points_[size].is_trusted = true;
+    }
     const auto [found, is_new] = points_.try_emplace(size);
     Point& point = found->second;
     if (is_new && !known_.empty()) {
@@ -204,9 +233,20 @@ void ContextCost::observe(int32_t size, const ContextLoad& context, double ms, C
         return;
     }
     buckets_[bucket].observe(size, ms);
+    if (base_.is_disproved(size, ms)) { // a context only adds
+        base_.observe(size, ms);
+    }
     if (base_.knows(size)) {
         slope.observe(std::max(0.0, ms - base_.at(size)) / context_size(size, context, share_));
     }
+}
+
+void ContextCost::bound(int32_t size, const ContextLoad& context, double ms) {
+    const auto own = buckets_.find(context_bucket(context.n_cells));
+    if (own != buckets_.end()) {
+        own->second.bound(size, ms);
+    }
+    base_.bound(size, ms); // a context only adds
 }
 
 // ---- the table ----
@@ -215,15 +255,14 @@ CostTable::CostTable(const CostCurves& measured)
     : verify_(measured.verify, kRowShare), plain_(measured.plain, kRowShare), prefill_(measured.prefill, kRowShare),
       draft_(measured.draft, 1.0), verify_slope_(measured.verify_ms_per_row_cell),
       prefill_slope_(measured.verify_ms_per_row_cell), draft_slope_(measured.draft_ms_per_block_cell),
-      inject_(measured.inject), rebuild_ms_(measured.rebuild_ms) {}
+      inject_(measured.inject) {}
 
 double CostTable::undisturbed_verify_ms(const PassShape& pass) const {
     if (pass.is_plain() && !plain_.is_empty()) {
         return plain_.at(pass.n_rows, pass.context, verify_slope_);
     }
     if (pass.n_prefill_rows == 0) {
-        return std::max(0.0,
-                        verify_.at(pass.n_rows, pass.context, verify_slope_) - (pass.is_repeat ? rebuild_ms_ : 0.0));
+        return verify_.at(pass.n_rows, pass.context, verify_slope_);
     }
     return prefill_.at(pass.n_rows + pass.n_prefill_rows, pass.context, prefill_slope_) + output_ms(pass);
 }
@@ -253,19 +292,26 @@ bool CostTable::knows(const PassShape& pass) const {
 
 void CostTable::observe_verify(const PassShape& pass, double ms) {
     const double expected_ms = undisturbed_verify_ms(pass);
-    // An interpolated size says more of the curve than of the machine; what holds prompts up says nothing of others.
-    if (pass.n_prefill_rows == 0 && knows(pass) && expected_ms > 0) {
-        (is_drafted(pass) ? drafted_ratios_ : plain_ratios_).push(std::clamp(ms / expected_ms, 0.05, 20.0));
+    // An interpolated size says more of the curve than of the machine, unless the draft agrees; what holds prompts up
+    // says nothing of others.
+    if (pass.n_prefill_rows == 0 && (knows(pass) || draft_ratio_ > 0) && expected_ms > 0) {
+        const double ratio = std::clamp(ms / expected_ms, 0.05, 20.0);
+        const bool is_common = is_drafted(pass) && draft_ratio_ > 0;
+        (is_drafted(pass) ? drafted_ratios_ : plain_ratios_)
+            .push(is_common ? common_change(ratio, draft_ratio_) : ratio);
     }
+    draft_ratio_ = 0;
     held_.push_back({pass, 0, ms, ++n_passes_});
     learn_held();
 }
 
 double CostTable::inject_ms(int32_t n_rows) const { return inject_.at(n_rows) * slowdown(true); }
 
-// Only target passes tell the machine's speed.
+// Only with target passes do drafts tell the machine's speed.
 void CostTable::observe_draft(int32_t n_blocks, const ContextLoad& context, double ms) {
-    held_.push_back({{0, 0, context}, n_blocks, ms, n_passes_});
+    const double expected_ms = draft_.at(n_blocks, context, draft_slope_);
+    draft_ratio_ = draft_.knows(n_blocks, context) && expected_ms > 0 ? std::clamp(ms / expected_ms, 0.05, 20.0) : 0;
+    held_.push_back({{0, 0, context}, n_blocks, ms, n_passes_ + 1});
 }
 
 void CostTable::learn_held() {
@@ -278,8 +324,8 @@ void CostTable::learn_held() {
         } else if (pass.is_plain()) {
             plain_.observe(pass.n_rows, pass.context, undisturbed_ms, verify_slope_);
         } else if (pass.n_prefill_rows == 0) {
-            verify_.observe(pass.n_rows, pass.context, undisturbed_ms + (pass.is_repeat ? rebuild_ms_ : 0.0),
-                            verify_slope_);
+            verify_.observe(pass.n_rows, pass.context, undisturbed_ms, verify_slope_);
+            plain_.bound(pass.n_rows, pass.context, timed.ms / slowdown(false));
         } else {
             const double body_ms = std::max(undisturbed_ms - output_ms(pass), kLeastBody * undisturbed_ms);
             prefill_.observe(pass.n_rows + pass.n_prefill_rows, pass.context, body_ms, prefill_slope_);
@@ -301,8 +347,20 @@ void CostTable::observe_inject(int32_t n_rows, double ms) {
 }
 
 CostCurves CostTable::curves() const {
-    return {verify_.points(), plain_.points(),    prefill_.points(), draft_.points(),
-            inject_.points(), verify_slope_.ms(), draft_slope_.ms(), rebuild_ms_};
+    const double drafted = gain_of_now(true);
+    return {scale(verify_.points(), drafted),
+            scale(plain_.points(), gain_of_now(false)),
+            prefill_.points(),
+            scale(draft_.points(), drafted),
+            scale(inject_.points(), drafted),
+            verify_slope_.ms(),
+            draft_slope_.ms()};
+}
+
+// What is timed faster than all of load was measured in a bad moment, and its curve is off as a whole.
+double CostTable::gain_of_now(bool is_of_draft) const {
+    const MedianRing& own = is_of_draft ? drafted_ratios_ : plain_ratios_;
+    return own.size() >= kMinRatios ? std::min(1.0, own.median()) : 1.0;
 }
 
 // Each kind by its own passes: whichever is priced too low is run, and shows it. Where drafted passes were not timed

@@ -4,7 +4,9 @@
 // Curves stay jagged: a size that was timed has its own value, cliffs included; sizes in between are
 // interpolated, sizes beyond continue the last slope. Four disturbances are told apart:
 //   - noise: every size keeps its last samples and answers with their median, shared where sizes contradict each other;
+//     it only adds, so one pass that takes far less than its price proves the price too dear;
 //   - a machine that is slower now (load, heat): the median ratio of recent passes to their estimate scales all sizes;
+//     of a drafted step as far as draft and target agree on it, or it would be a size's error;
 //     a sample waits until as many ratios after it as before it are known, so that a size does not take the change of
 //     the whole machine for its own;
 //   - what slows plain steps down need not slow drafted ones as much: a busy neighbour takes memory bandwidth, which
@@ -30,16 +32,13 @@ using CostPoints = std::vector<std::pair<int32_t, double>>; // (size, ms), ascen
 
 // All in milliseconds, with a cache of at most kBaseCells cells in use.
 struct CostCurves {
-    // Rows, each with logits. A pass whose shape differs from the last one's, as drafts make it: its graph is built
-    // anew.
-    CostPoints verify;
+    CostPoints verify;                 // rows, each with logits, behind a draft
     CostPoints plain;                  // rows of plain decoding: pass after pass of one shape; empty: as verify
     CostPoints prefill;                // rows without logits
     CostPoints draft;                  // blocks drafted in one pass, sequential head included
     CostPoints inject;                 // context rows written into the drafter's cache before a draft
     double verify_ms_per_row_cell = 0; // what attention adds for one row, per cell in use; 0: not measured
     double draft_ms_per_block_cell = 0;
-    double rebuild_ms = 0; // of a verify pass: what building its graph takes, saved behind a pass of the same shape
 
     // Throws std::invalid_argument: sizes must ascend from 1, times be finite and 0 or more.
     void validate() const;
@@ -49,6 +48,7 @@ struct CostCurves {
 class MedianRing {
   public:
     void push(double value);
+    void clear() { *this = {}; }
     [[nodiscard]] double median() const { return median_; } // 0 when empty
     [[nodiscard]] int32_t size() const { return n_; }
 
@@ -89,6 +89,10 @@ class CostCurve {
     [[nodiscard]] double at(int32_t size) const; // 0 when nothing is known
     [[nodiscard]] bool knows(int32_t size) const;
     void observe(int32_t size, double ms);
+    // A pass of more work than `size` took so long: neither this size nor smaller ones take longer.
+    void bound(int32_t size, double ms);
+    // Whether a pass that took so long shows that its size is priced too dear.
+    [[nodiscard]] bool is_disproved(int32_t size, double ms) const;
     [[nodiscard]] const CostPoints& points() const { return known_; } // the sizes that can be trusted
 
   private:
@@ -159,6 +163,7 @@ class ContextCost {
     [[nodiscard]] bool knows(int32_t size, const ContextLoad& context) const;
     [[nodiscard]] bool is_empty() const { return base_.points().empty() && buckets_.empty(); }
     void observe(int32_t size, const ContextLoad& context, double ms, ContextSlope& slope);
+    void bound(int32_t size, const ContextLoad& context, double ms);
     [[nodiscard]] const CostPoints& points() const { return base_.points(); }
 
   private:
@@ -188,14 +193,12 @@ class CostTable {
     [[nodiscard]] double draft_ms(int32_t n_blocks, const ContextLoad& context) const;
     [[nodiscard]] double inject_ms(int32_t n_rows) const;
 
-    void observe_verify(const PassShape& pass, double ms);
+    // Of a step: the draft first.
     void observe_draft(int32_t n_blocks, const ContextLoad& context, double ms);
+    void observe_verify(const PassShape& pass, double ms);
     void observe_inject(int32_t n_rows, double ms);
 
-    // What a verify pass of the shape of the one before saves.
-    [[nodiscard]] double rebuild_ms() const { return rebuild_ms_ * slowdown(true); }
-
-    // The curves with what was learned, at the speed of load time.
+    // The curves with what was learned, at the speed of load time, or of now where that is faster.
     [[nodiscard]] CostCurves curves() const;
     // Of drafted steps, or of plain ones.
     [[nodiscard]] double slowdown(bool is_of_draft) const;
@@ -207,9 +210,10 @@ class CostTable {
         PassShape pass;
         int32_t n_blocks;
         double ms;
-        int64_t index; // of the last target pass before it
+        int64_t index; // of the target pass, or of that behind the draft
     };
     void learn_held();
+    [[nodiscard]] double gain_of_now(bool is_of_draft) const;
     [[nodiscard]] double undisturbed_verify_ms(const PassShape& pass) const;
     [[nodiscard]] double output_ms(const PassShape& pass) const;
     [[nodiscard]] static bool is_drafted(const PassShape& pass) { return !pass.is_plain() && pass.n_prefill_rows == 0; }
@@ -223,9 +227,9 @@ class CostTable {
     ContextSlope prefill_slope_;
     ContextSlope draft_slope_;
     CostCurve inject_;
-    double rebuild_ms_ = 0;
     MedianRing plain_ratios_; // of recent plain passes to their estimates
     MedianRing drafted_ratios_;
+    double draft_ratio_ = 0; // of this step's draft; 0: none, or of a size that nobody knows
     std::deque<Timed> held_;
     int64_t n_passes_ = 0;
 };

@@ -110,6 +110,8 @@ class Engine {
     // Times passes of all sizes the engine can reach, for at most budget_ms, and gives them to the scheduler. Only
     // while nothing runs. Throws DSparkError otherwise, EngineClosedError.
     CostCurves measure_costs(double budget_ms);
+    // A few sizes, see MeasureOptions; the scheduler keeps what it has.
+    CostCurves look_at_costs(double budget_ms);
     // The curves with what was learned since; waits for a running step.
     [[nodiscard]] CostCurves costs() const;
     void set_costs(const CostCurves& curves);
@@ -182,6 +184,7 @@ class Engine {
     void fail_step(const std::string& error);
     void record_step(double total_ms);
     [[nodiscard]] double plain_step_ms() const;
+    [[nodiscard]] CostCurves time_passes(double budget_ms, bool is_look);
     Event& event_of(const Request& request);
 
     EngineOptions options_;

@@ -142,8 +142,9 @@ void Engine::commit_round(Lane& lane, const Decision& decision) {
 void Engine::record_decision(const Lane& lane) {
     RequestStats& stats = lane.request->stats;
     const DraftDecision decision = proposals_[lane.proposal].decision;
-    stats.n_probes += decision == DraftDecision::probe ? 1 : 0;
-    step_.n_probes += decision == DraftDecision::probe ? 1 : 0;
+    const bool is_look = decision == DraftDecision::probe || decision == DraftDecision::timed;
+    stats.n_probes += is_look ? 1 : 0;
+    step_.n_probes += is_look ? 1 : 0;
     if (decision != DraftDecision::parked) {
         return;
     }

@@ -10,6 +10,16 @@ namespace dspark {
 
 CostCurves Engine::measure_costs(double budget_ms) {
     const std::lock_guard lock(step_mutex_);
+    scheduler_->set_costs(time_passes(budget_ms, false));
+    return scheduler_->costs().curves();
+}
+
+CostCurves Engine::look_at_costs(double budget_ms) {
+    const std::lock_guard lock(step_mutex_);
+    return time_passes(budget_ms, true);
+}
+
+CostCurves Engine::time_passes(double budget_ms, bool is_look) {
     if (is_closed_) {
         throw EngineClosedError("cannot measure costs: the engine is closed");
     }
@@ -24,8 +34,8 @@ CostCurves Engine::measure_costs(double budget_ms) {
     options.n_batch = options_.n_batch;
     options.n_cells = options_.n_ctx;
     options.budget_ms = budget_ms;
-    scheduler_->set_costs(dspark::measure_costs(*target_, drafter_.get(), options));
-    return scheduler_->costs().curves();
+    options.is_look = is_look;
+    return dspark::measure_costs(*target_, drafter_.get(), options);
 }
 
 CostCurves Engine::costs() const {

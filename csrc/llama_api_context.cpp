@@ -136,7 +136,9 @@ int32_t process(Context::Impl& impl, int32_t n_rows, ThreadChoice& threads) {
     const int32_t status = decode(impl);
     const std::chrono::duration<double, std::milli> ms = std::chrono::steady_clock::now() - begin;
     impl.may_choose_threads &= kernels::n_foreign_attention() == n_foreign;
-    threads.observe(n_rows, ms.count());
+    if (impl.may_choose_threads) {
+        threads.observe(n_rows, ms.count());
+    }
     return status;
 }
 

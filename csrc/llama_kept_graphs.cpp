@@ -10,7 +10,6 @@
 #include "ggml-cpu.h"
 
 #include <algorithm>
-#include <cstring>
 #include <limits>
 #include <map>
 
@@ -84,10 +83,9 @@ KeptGraphs::KeptGraphs(llama_context& context, int32_t most_rows)
     }
 }
 
-KeptGraphs::~KeptGraphs() { finish(); }
+KeptGraphs::~KeptGraphs() = default;
 
 std::optional<int32_t> KeptGraphs::process(const llama_batch_ext& batch) {
-    finish();
     if (std::exchange(is_stale_, false)) {
         silent_.clear();
         telling_.clear();
@@ -132,26 +130,24 @@ int32_t KeptGraphs::compute(llama_memory_context_i& memory) {
     }
     graph.result.set_inputs(&pass);
     set_threads(pass.n_tokens > 1);
-    const ggml_status status = ggml_backend_sched_graph_compute_async(graph.sched.get(), graph.result.get_gf());
-    running_ = &graph;
+    const ggml_status status = ggml_backend_sched_graph_compute(graph.sched.get(), graph.result.get_gf());
     if (status != GGML_STATUS_SUCCESS) {
         graph.is_built = false;
         return status_of(status);
     }
-    return fetch_results(graph) ? 0 : kAllocationFailed;
+    find_results(graph);
+    return 0;
 }
 
-bool KeptGraphs::fetch_results(Graph& graph) {
-    ggml_backend_sched_t sched = graph.sched.get();
-    bool is_there = logits_.fetch(sched, graph.result.get_logits());
-    is_there &= found_.fetch(sched, graph.found);
-    is_there &= states_.fetch(sched, graph.shape.has_states ? graph.result.get_embd() : nullptr);
+void KeptGraphs::find_results(Graph& graph) {
+    logits_.point_to(graph.result.get_logits());
+    found_.point_to(graph.found);
+    states_.point_to(graph.shape.has_states ? graph.result.get_embd() : nullptr);
     for (size_t layer = 0; layer < layers_.size(); ++layer) {
         if (context_.get_cparams().embeddings_layer_inp[layer]) {
-            is_there &= layers_[layer].fetch(sched, graph.result.get_layer_inp(static_cast<int>(layer)));
+            layers_[layer].point_to(graph.result.get_layer_inp(static_cast<int>(layer)));
         }
     }
-    return is_there;
 }
 
 // The graph of this shape, or one for it that is not built.
@@ -224,33 +220,19 @@ llm_graph_params KeptGraphs::graph_params(Graph& graph, const llama_ubatch& pass
                             .prec_policy = &model_.prec_policy,
                             .samplers = {},
                             .n_outputs = graph.shape.n_outputs,
-                            .cb = name_and_place(graph.sched.get()),
+                            .cb = name_tensor,
                             .res = &graph.result};
     params.ubatch.n_seqs_unq = graph.shape.n_sequences;
     return params;
 }
 
-// Called for every tensor of a graph under construction. A norm would follow its input to the device of the layer
-// before, as the scheduler sees it: where layers lie on several devices, it is put where its own layer is.
-llm_graph_cb KeptGraphs::name_and_place(ggml_backend_sched_t sched) const {
-    return [this, sched](const llama_ubatch& pass, ggml_tensor* tensor, const char* name, int layer) {
-        if (layer < 0) {
-            ggml_set_name(tensor, name);
-            return;
-        }
+// Called for every tensor of a graph under construction.
+void KeptGraphs::name_tensor(const llama_ubatch& /*pass*/, ggml_tensor* tensor, const char* name, int layer) {
+    if (layer < 0) {
+        ggml_set_name(tensor, name);
+    } else {
         ggml_format_name(tensor, "%s-%d", name, layer);
-        const bool is_on_devices = static_cast<uint32_t>(model_.n_gpu_layers()) > model_.hparams.n_layer_all;
-        const bool is_border = std::strcmp(name, "norm") == 0 || std::strcmp(name, "l_last") == 0;
-        if (!is_border || (pass.n_tokens >= 32 && !is_on_devices)) {
-            return;
-        }
-        for (ggml_backend_t backend : backends_) {
-            if (ggml_backend_get_device(backend) == model_.dev_layer(layer) &&
-                ggml_backend_supports_op(backend, tensor)) {
-                ggml_backend_sched_set_tensor_backend(sched, tensor, backend);
-            }
-        }
-    };
+    }
 }
 
 bool KeptGraphs::build(Graph& graph, const llm_graph_params& params) {
@@ -260,8 +242,7 @@ bool KeptGraphs::build(Graph& graph, const llm_graph_params& params) {
     ggml_backend_sched_reset(graph.sched.get());
     ggml_cgraph* nodes = model_.build_graph(params);
     ggml_tensor* logits = graph.result.get_logits();
-    const bool is_on_host = backends_.size() == 1; // the CPU's, which is always one of them
-    const bool is_searched = nodes != nullptr && logits != nullptr && n_searched_ > 0 && is_on_host;
+    const bool is_searched = nodes != nullptr && logits != nullptr && n_searched_ > 0;
     graph.found = is_searched ? append_search(graph.result.get_ctx(), nodes, logits, n_searched_) : nullptr;
     if (nodes == nullptr || !ggml_backend_sched_alloc_graph(graph.sched.get(), nodes)) {
         return false;
@@ -290,12 +271,9 @@ void KeptGraphs::forget_rows(const llama_ubatch& pass) {
     }
 }
 
-int32_t KeptGraphs::output_of(int32_t row) {
-    finish();
-    return outputs_.at(static_cast<size_t>(row));
-}
+int32_t KeptGraphs::output_of(int32_t row) const { return outputs_.at(static_cast<size_t>(row)); }
 
-const float* KeptGraphs::logits(int32_t row) {
+const float* KeptGraphs::logits(int32_t row) const {
     const int32_t output = output_of(row);
     return output < 0 || logits_.data == nullptr ? nullptr : logits_.row(output);
 }
@@ -305,7 +283,7 @@ void KeptGraphs::search_logits(int32_t k) {
     drop();
 }
 
-std::span<const Ranked> KeptGraphs::largest(int32_t row) {
+std::span<const Ranked> KeptGraphs::largest(int32_t row) const {
     const int32_t output = output_of(row);
     if (output < 0 || found_.data == nullptr) {
         return {};
@@ -314,21 +292,12 @@ std::span<const Ranked> KeptGraphs::largest(int32_t row) {
     return {found + 1, static_cast<size_t>(std::max(found->id, 0))};
 }
 
-const float* KeptGraphs::state(int32_t row) {
+const float* KeptGraphs::state(int32_t row) const {
     const int32_t output = output_of(row);
     return output < 0 || states_.data == nullptr ? nullptr : states_.row(output);
 }
 
-const float* KeptGraphs::layer_input(int32_t layer) {
-    finish();
-    return layers_.at(static_cast<size_t>(layer)).data;
-}
-
-void KeptGraphs::finish() {
-    if (Graph* graph = std::exchange(running_, nullptr)) {
-        ggml_backend_sched_synchronize(graph->sched.get());
-    }
-}
+const float* KeptGraphs::layer_input(int32_t layer) const { return layers_.at(static_cast<size_t>(layer)).data; }
 
 size_t KeptGraphs::bytes_of(const Graph& graph) const {
     size_t n_bytes = graph.result.buf_compute_meta.size();
@@ -348,30 +317,9 @@ void KeptGraphs::count_bytes() {
     *n_bytes_ = n_bytes;
 }
 
-bool KeptGraphs::Result::fetch(ggml_backend_sched_t sched, ggml_tensor* tensor) {
-    data = nullptr;
-    if (tensor == nullptr) {
-        return true;
-    }
-    width = static_cast<size_t>(tensor->ne[0]);
-    ggml_backend_buffer_t buffer = tensor->view_src != nullptr ? tensor->view_src->buffer : tensor->buffer;
-    if (ggml_backend_buffer_is_host(buffer)) {
-        data = static_cast<const float*>(tensor->data);
-        return true;
-    }
-    ggml_backend_t backend = ggml_backend_sched_get_tensor_backend(sched, tensor);
-    const size_t n_bytes = ggml_nbytes(tensor);
-    if (copy == nullptr || ggml_backend_buffer_get_size(copy.get()) < n_bytes) {
-        ggml_backend_buffer_type_t pinned = ggml_backend_dev_host_buffer_type(ggml_backend_get_device(backend));
-        copy.reset(
-            ggml_backend_buft_alloc_buffer(pinned != nullptr ? pinned : ggml_backend_cpu_buffer_type(), n_bytes));
-    }
-    if (copy == nullptr) {
-        return false;
-    }
-    data = static_cast<const float*>(ggml_backend_buffer_get_base(copy.get()));
-    ggml_backend_tensor_get_async(backend, tensor, ggml_backend_buffer_get_base(copy.get()), 0, n_bytes);
-    return true;
+void KeptGraphs::Result::point_to(const ggml_tensor* tensor) {
+    data = tensor == nullptr ? nullptr : static_cast<const float*>(tensor->data);
+    width = tensor == nullptr ? 0 : static_cast<size_t>(tensor->ne[0]);
 }
 
 } // namespace dspark

@@ -1,7 +1,7 @@
 // Forward passes on a llama_context's memory and backends whose graphs are kept by shape. llama_context remembers the
 // newest graph only: where passes of several shapes alternate, as a drafter's injections and blocks do and a target's
 // rounds of several lengths, it builds, splits and allocates one for every pass, and it copies what comes out. Here
-// each shape has a graph and buffers of its own, and results are read where they lie, if that is the host's memory.
+// each shape has a graph and buffers of its own, and results are read where they lie. For models on the CPU alone.
 // Owns: graphs, their buffers. Must not know: requests, what a pass is for. Threads: the context's.
 #pragma once
 
@@ -35,14 +35,14 @@ class KeptGraphs {
     void search_logits(int32_t k);
 
     // Of the last pass, by batch row; dead after the next pass. Rows without an output have neither.
-    [[nodiscard]] const float* logits(int32_t row); // (n_vocab)
+    [[nodiscard]] const float* logits(int32_t row) const; // (n_vocab)
     // As TopSearch::top() gives them; empty: not searched, or a row that scan() refuses.
-    [[nodiscard]] std::span<const Ranked> largest(int32_t row);
-    [[nodiscard]] const float* state(int32_t row);         // (n_embd)
-    [[nodiscard]] const float* layer_input(int32_t layer); // (n_rows, n_embd) of a tapped layer
-    void drop() { is_stale_ = true; }                      // graphs, before the next pass: other layers are tapped
+    [[nodiscard]] std::span<const Ranked> largest(int32_t row) const;
+    [[nodiscard]] const float* state(int32_t row) const;         // (n_embd)
+    [[nodiscard]] const float* layer_input(int32_t layer) const; // (n_rows, n_embd) of a tapped layer
+    void drop() { is_stale_ = true; } // graphs, before the next pass: other layers are tapped
 
-    // On all devices; any thread may look.
+    // Any thread may look.
     [[nodiscard]] std::shared_ptr<const std::atomic<size_t>> n_bytes() const { return n_bytes_; }
     [[nodiscard]] int64_t n_built() const { return n_built_; }
 
@@ -50,18 +50,17 @@ class KeptGraphs {
     struct Graph;
     using Graphs = std::vector<std::unique_ptr<Graph>>; // the last used first
 
-    // A result of the last pass on the host: in place, or in memory that the device can copy to by itself.
+    // A result of the last pass, where it was computed.
     struct Result {
-        // false: no memory
-        [[nodiscard]] bool fetch(ggml_backend_sched_t sched, ggml_tensor* tensor);
+        void point_to(const ggml_tensor* tensor);
         [[nodiscard]] const float* row(int32_t index) const { return data + static_cast<size_t>(index) * width; }
 
         const float* data = nullptr;
         size_t width = 0;
-        ggml_backend_buffer_ptr copy;
     };
 
-    [[nodiscard]] bool fetch_results(Graph& graph);
+    static void name_tensor(const llama_ubatch& pass, ggml_tensor* tensor, const char* name, int layer);
+    void find_results(Graph& graph);
     [[nodiscard]] bool mixes_sequences(const llama_ubatch& pass) const;
     [[nodiscard]] bool is_whole(const llama_ubatch& pass) const;
     [[nodiscard]] int32_t compute(llama_memory_context_i& memory);
@@ -69,14 +68,12 @@ class KeptGraphs {
     [[nodiscard]] Graph& empty_graph(Graphs& graphs) const;
     [[nodiscard]] llm_graph_params graph_params(Graph& graph, const llama_ubatch& pass,
                                                 const llama_memory_context_i& memory) const;
-    [[nodiscard]] llm_graph_cb name_and_place(ggml_backend_sched_t sched) const;
     [[nodiscard]] bool build(Graph& graph, const llm_graph_params& params);
     [[nodiscard]] size_t bytes_of(const Graph& graph) const;
     void count_bytes();
     void set_threads(bool is_batch) const;
     void forget_rows(const llama_ubatch& pass);
-    [[nodiscard]] int32_t output_of(int32_t row);
-    void finish();
+    [[nodiscard]] int32_t output_of(int32_t row) const;
 
     llama_context& context_;
     const llama_model& model_;
@@ -92,7 +89,6 @@ class KeptGraphs {
     llama_batch_allocr batch_;
     Graphs silent_;  // without outputs
     Graphs telling_; // with outputs: their buffers hold logits and are large
-    Graph* running_ = nullptr;
     int64_t n_built_ = 0;
     bool is_stale_ = false;
     std::shared_ptr<std::atomic<size_t>> n_bytes_ = std::make_shared<std::atomic<size_t>>(0);

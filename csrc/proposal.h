@@ -15,10 +15,11 @@ enum class DraftDecision {
     none,   // nothing to decide: no room, off, or not asked
     draft,  // by policy, or because it pays
     probe,  // parked, but looked at again
+    timed,  // parked, but what a whole block takes is timed again
     parked, // would cost more than it gains
 };
 [[nodiscard]] inline bool is_drafting(DraftDecision decision) {
-    return decision == DraftDecision::draft || decision == DraftDecision::probe;
+    return decision == DraftDecision::draft || decision == DraftDecision::probe || decision == DraftDecision::timed;
 }
 
 // One request that decodes in this step. Shares the order of the engine's lanes.

@@ -95,7 +95,8 @@ void Scheduler::gather(std::span<const Proposal> proposals, Policy::Kind kind, b
     group_.members.clear();
     group_.blocks.clear();
     for (size_t i = 0; i < proposals.size(); ++i) {
-        const bool may_draft = !is_after_draft || is_drafting(proposals[i].decision);
+        const bool is_timed = proposals[i].decision == DraftDecision::timed; // a whole block, whatever it says
+        const bool may_draft = !is_after_draft || (is_drafting(proposals[i].decision) && !is_timed);
         if (proposals[i].policy.kind == kind && proposals[i].most > 0 && may_draft) {
             group_.members.push_back(i);
         }
@@ -221,6 +222,10 @@ void Scheduler::select_adaptive(std::span<Proposal> proposals, const StepLoad& l
     }
     if (!is_comparing) {
         probe(proposals, load);
+        if (load.n_prefill_rows == 0) {
+            retiming_.choose(proposals, group_.members,
+                             {costs_, row_ms_, draft_ms_, options_.block_size, options_.equal_lengths});
+        }
     }
 }
 
@@ -272,9 +277,9 @@ int32_t Scheduler::probe_length(const Proposal& candidate) const {
 // ---- after drafting ----
 
 void Scheduler::schedule(std::span<const Proposal> proposals, const StepLoad& load, std::span<int32_t> prefix_len) {
-    std::fill(prefix_len.begin(), prefix_len.end(), 0);
     for (size_t i = 0; i < proposals.size(); ++i) {
         const Proposal& proposal = proposals[i];
+        prefix_len[i] = proposal.decision == DraftDecision::timed ? proposal.most : 0;
         if (proposal.decision != DraftDecision::draft) {
             continue;
         }
@@ -363,6 +368,7 @@ void Scheduler::observe_step(const StepLoad& load, const StepShape& step, int32_
         return;
     }
     probing_.earn(times.total_ms, step.n_requests);
+    retiming_.observe(step, times.total_ms);
     costs_.observe_overhead(step, times);
     if (step.n_drafting > 0) {
         parking_.earn(times.total_ms);

@@ -7,6 +7,7 @@
 #include "policy.h"
 #include "probing.h"
 #include "proposal.h"
+#include "retiming.h"
 #include "step_costs.h"
 #include "survival.h"
 
@@ -96,6 +97,7 @@ class Scheduler {
     Parking parking_;
     Trust trust_;
     Probing probing_;
+    Retiming retiming_;
     AnswerLengths lengths_;
     Outlook outlook_;
     // Committed tokens of recent steps, and what plain decoding would have made in the same time.

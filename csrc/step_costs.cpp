@@ -6,11 +6,9 @@ namespace dspark {
 
 namespace {
 
-constexpr double kShapeMemory = 0.95; // a drafted pass
-constexpr int32_t kTried = 3;         // passes that show what a size takes, whatever load measured
-constexpr size_t kNear = 10;          // sizes this share apart take alike
-constexpr double kHope = 0.08;        // of what a size takes: load errs by as much
-constexpr double kShapeShare = 0.5;   // of what leaving the usual shape costs: all of it would keep to one out of habit
+constexpr int32_t kTried = 3;  // passes that show what a size takes, whatever load measured
+constexpr size_t kNear = 10;   // sizes this share apart take alike
+constexpr double kHope = 0.08; // of what a size takes: load errs by as much
 
 PassShape pass_of(const StepLoad& load, int32_t n_rows) { return {n_rows, load.n_prefill_rows, load.context}; }
 
@@ -50,15 +48,7 @@ double StepCosts::return_ms(const StepLoad& load, int32_t n_requests) const {
     return step_ms({n_requests, 0, load.context}, 0);
 }
 
-// A pass of another shape than usual saves no building of a graph, and the next one, which is of the usual one again,
-// saves none either.
-double StepCosts::return_to_usual_ms(int32_t n_rows, double usual_share) const {
-    const auto n = static_cast<size_t>(n_rows);
-    const double share = n < shape_shares_.size() ? shape_shares_[n] : 0.0;
-    return kShapeShare * table_.rebuild_ms() * (usual_share - share);
-}
-
-void StepCosts::note_shape(const PassShape& pass) {
+void StepCosts::note_size(const PassShape& pass) {
     if (!pass.is_behind_draft || pass.n_prefill_rows > 0) {
         return;
     }
@@ -67,11 +57,6 @@ void StepCosts::note_shape(const PassShape& pass) {
     for (size_t near = n - n / kNear; near <= n + n / kNear; ++near) {
         ++n_timed_[near];
     }
-    shape_shares_.resize(std::max(shape_shares_.size(), n + 1));
-    for (double& share : shape_shares_) {
-        share *= kShapeMemory;
-    }
-    shape_shares_[n] += 1 - kShapeMemory;
 }
 
 void StepCosts::price_rows(const StepLoad& load, const StepShape& step, int32_t n_most,
@@ -79,16 +64,12 @@ void StepCosts::price_rows(const StepLoad& load, const StepShape& step, int32_t 
     const int32_t n_rows = step.n_requests + step.n_drafted_rows;
     row_ms.clear();
     row_ms.push_back(undrafted_ms(load, step));
-    const double usual = shape_shares_.empty() ? 0.0 : *std::max_element(shape_shares_.begin(), shape_shares_.end());
-    const double last_ms = last_pass_.is_behind_draft ? return_to_usual_ms(last_pass_.n_rows, usual) : 0; // paid anyway
     for (int32_t n = 1; n <= n_most; ++n) {
         PassShape pass = pass_of(load, n_rows + n);
         pass.is_behind_draft = true;
-        pass.is_repeat = has_one_shape(pass, last_pass_);
         // Never less than without them: the two kinds of passes have ratios of their own, and while nobody drafts that
         // of drafted ones is an old one.
-        const double beyond_ms = return_to_usual_ms(n_rows + n, usual) - last_ms;
-        row_ms.push_back(std::max(row_ms.front(), step_ms(pass, step.n_drafted_rows + n) + beyond_ms));
+        row_ms.push_back(std::max(row_ms.front(), step_ms(pass, step.n_drafted_rows + n)));
     }
     if (load.n_prefill_rows > 0) {
         leave_prompts_out(load, step, row_ms);
@@ -116,7 +97,7 @@ void StepCosts::hope_for_untried(int32_t n_rows, std::vector<double>& row_ms) co
     for (size_t n = 1; n < row_ms.size(); ++n) {
         const size_t size = static_cast<size_t>(n_rows) + n;
         if (size >= n_timed_.size() || n_timed_[size] < kTried) {
-            row_ms[n] = std::max(row_ms[n - 1], (1 - kHope) * row_ms[n]);
+            row_ms[n] = std::min(row_ms[n], std::max(row_ms[n - 1], (1 - kHope) * row_ms[n]));
         }
     }
 }
@@ -136,16 +117,16 @@ void StepCosts::observe_passes(const StepLoad& load, const StepShape& step, cons
     pass.is_repeat = has_one_shape(pass, last_pass_);
     last_pass_ = pass;
     n_settled_ = pass.is_plain() ? n_settled_ + 1 : 0;
-    note_shape(pass);
+    note_size(pass);
     const bool is_split = equal_lengths_ && step.n_requests > 0 && load.n_prefill_rows > 0;
     // The first ones behind others take longer; the very first, of another shape than the one before, is no drafted
     // pass.
     const bool is_settling = step.n_drafting == 0 && load.n_prefill_rows == 0 && n_settled_ < kSettling;
-    if (times.verify_ms > 0 && !is_split && !is_settling) { // of two passes nobody knows which took how long
-        table_.observe_verify(pass, times.verify_ms);
-    }
     if (step.n_drafting > 0) {
         table_.observe_draft(step.n_drafting, load.context, times.draft_ms);
+    }
+    if (times.verify_ms > 0 && !is_split && !is_settling) { // of two passes nobody knows which took how long
+        table_.observe_verify(pass, times.verify_ms);
     }
 }
 

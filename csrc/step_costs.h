@@ -59,16 +59,14 @@ class StepCosts {
     [[nodiscard]] double step_ms(const PassShape& pass, int32_t n_drafted_rows) const;
     [[nodiscard]] double undrafted_ms(const StepLoad& load, const StepShape& step) const;
     void leave_prompts_out(StepLoad load, const StepShape& step, std::vector<double>& row_ms) const;
-    [[nodiscard]] double return_to_usual_ms(int32_t n_rows, double usual_share) const;
-    void note_shape(const PassShape& pass);
+    void note_size(const PassShape& pass);
 
     CostTable table_;
     bool equal_lengths_;
     OverheadLine overhead_;
-    PassShape last_pass_;              // of the step before
-    int32_t n_settled_ = 0;            // plain passes in a row
-    std::vector<int32_t> n_timed_;     // [n]: drafted passes of about n rows
-    std::vector<double> shape_shares_; // [n]: of recent drafted passes, those of n rows; decayed
+    PassShape last_pass_;          // of the step before
+    int32_t n_settled_ = 0;        // plain passes in a row
+    std::vector<int32_t> n_timed_; // [n]: drafted passes of about n rows
 };
 
 } // namespace dspark

@@ -128,7 +128,6 @@ def measured_curves(
         "prefill": measure(machine.plain, {1}),
         "draft": measure(machine.draft, requests),
         "inject": measure(machine.inject, {1, 2, 4, 8, 32}),
-        "rebuild_ms": machine.rebuild_ms,
         "verify_ms_per_row_cell": 0.0,
         "draft_ms_per_block_cell": 0.0,
     }
@@ -255,7 +254,9 @@ class MachineSimulation:
     def step(self, answers: list[Answer]) -> int:
         """One step of all; returns the tokens written."""
         decisions = self.scheduler.select([answer.request() for answer in answers])
-        drafts = [a.draft() if d in ("draft", "probe") else None for a, d in zip(answers, decisions, strict=True)]
+        drafts = [
+            a.draft() if d in ("draft", "probe", "timed") else None for a, d in zip(answers, decisions, strict=True)
+        ]
         lengths = self.scheduler.schedule([draft[0] if draft else [] for draft in drafts])
         n_injected = n_committed = 0
         for i, (answer, draft, length) in enumerate(zip(answers, drafts, lengths, strict=True)):

@@ -116,7 +116,7 @@ class Simulation:
         decisions = self.decisions = self.scheduler.select(self.requests)
         rounds = [self.round_of(i) for i in range(len(self.requests))]
         self.accepted += [r[1] for r in rounds]
-        drafts = [decision in ("draft", "probe") for decision in decisions]
+        drafts = [decision in ("draft", "probe", "timed") for decision in decisions]
         lengths = self.scheduler.schedule([r[0] if d else [] for r, d in zip(rounds, drafts, strict=True)])
         n_injected = sum(r["n_waiting"] for r, d in zip(self.requests, drafts, strict=True) if d)
         n_committed = 0

@@ -300,7 +300,7 @@ def test_a_parked_group_of_equal_lengths_is_probed_together() -> None:
         simulation.step()
         decisions.add(tuple(simulation.decisions))
     assert ("probe", "probe") in decisions
-    assert decisions <= {("probe", "probe"), ("parked", "parked"), ("draft", "draft")}
+    assert decisions <= {("probe", "probe"), ("parked", "parked"), ("draft", "draft"), ("timed", "timed")}
 
 
 def test_prefill_rows_in_the_step_make_rows_dearer_or_cheaper_as_measured() -> None:

@@ -33,8 +33,8 @@ INTRODUCTION = """# Benchmarks
 
 Written by `python tools/measure.py`, which runs the commands below one after the other and puts here what they print.
 Ratios are taken within one run of both sides in turns; figures are medians; what follows a plus-minus sign is the
-standard error of a median. `adaptive` is the default policy; `plain` is an engine without a drafter. Each stream asks its
-next question when its answer has ended; speeds are those of the time in which all streams are busy.
+standard error of a median. `adaptive` is the default policy; `plain` is an engine without a drafter. Each stream asks
+its next question when its answer has ended; speeds are those of the time in which all streams are busy.
 """
 
 Command = list[str]

@@ -17,7 +17,6 @@ inline pybind11::dict curves_to_dict(const CostCurves& curves) {
     dict["inject"] = curves.inject;
     dict["verify_ms_per_row_cell"] = curves.verify_ms_per_row_cell;
     dict["draft_ms_per_block_cell"] = curves.draft_ms_per_block_cell;
-    dict["rebuild_ms"] = curves.rebuild_ms;
     return dict;
 }
 
@@ -29,8 +28,7 @@ inline CostCurves curves_from_dict(const pybind11::dict& dict) {
                       dict["draft"].cast<CostPoints>(),
                       dict["inject"].cast<CostPoints>(),
                       dict["verify_ms_per_row_cell"].cast<double>(),
-                      dict["draft_ms_per_block_cell"].cast<double>(),
-                      dict.contains("rebuild_ms") ? dict["rebuild_ms"].cast<double>() : 0.0};
+                      dict["draft_ms_per_block_cell"].cast<double>()};
     curves.validate();
     return curves;
 }

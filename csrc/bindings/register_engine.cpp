@@ -100,11 +100,11 @@ std::vector<CalibrationEntry> make_calibration(const std::vector<CalibrationTupl
     return entries;
 }
 
-py::dict measure_engine_costs(BoundEngine& bound, double budget_ms) {
+py::dict measure_engine_costs(BoundEngine& bound, double budget_ms, bool look) {
     CostCurves curves;
     {
         const py::gil_scoped_release release;
-        curves = bound.engine->measure_costs(budget_ms);
+        curves = look ? bound.engine->look_at_costs(budget_ms) : bound.engine->measure_costs(budget_ms);
     }
     return curves_to_dict(curves);
 }
@@ -285,7 +285,8 @@ void register_engine(py::module_& module) {
         .def(
             "cancel", [](BoundEngine& bound, uint64_t id) { return bound.engine->cancel(id); }, py::arg("request_id"))
         .def("close", &close_engine)
-        .def("measure_costs", &measure_engine_costs, py::kw_only(), py::arg("budget_ms") = 3000.0)
+        .def("measure_costs", &measure_engine_costs, py::kw_only(), py::arg("budget_ms") = 3000.0,
+             py::arg("look") = false)
         .def("set_costs", &set_engine_costs, py::arg("curves"))
         .def_property_readonly("costs", &read_costs)
         .def_property_readonly("settings", &settings)

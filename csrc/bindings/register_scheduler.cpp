@@ -241,7 +241,7 @@ class BoundScheduler {
     explicit BoundScheduler(SchedulerOptions options) : scheduler_(std::move(options)) {}
 
     std::vector<std::string> select(const std::vector<py::dict>& requests, int32_t n_prefill_rows, int32_t n_cells) {
-        static constexpr const char* kNames[] = {"none", "draft", "probe", "parked"};
+        static constexpr const char* kNames[] = {"none", "draft", "probe", "timed", "parked"};
         proposals_.clear();
         for (const py::dict& request : requests) {
             proposals_.push_back(read_proposal(request));

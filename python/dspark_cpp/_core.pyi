@@ -350,7 +350,6 @@ class CostCurves(TypedDict):
     inject: list[tuple[int, float]]  # context rows written into the drafter's cache before a draft
     verify_ms_per_row_cell: float  # what attention adds for one row, per cell of the cache in use
     draft_ms_per_block_cell: float
-    rebuild_ms: float
 
 @final
 class SyntheticAcceptance:
@@ -405,7 +404,8 @@ class Engine:
     def turn(self, budget_ms: float) -> list[Event]: ...  # steps for so long; GIL released
     def cancel(self, request_id: int) -> bool: ...
     def close(self) -> None: ...
-    def measure_costs(self, *, budget_ms: float = 3000.0) -> CostCurves: ...  # only while nothing runs
+    # Only while nothing runs. look: a few sizes, their least times; the engine keeps the costs that it has.
+    def measure_costs(self, *, budget_ms: float = 3000.0, look: bool = False) -> CostCurves: ...
     def set_costs(self, curves: CostCurves) -> None: ...
     @property
     def costs(self) -> CostCurves: ...  # with what was learned; waits for a running step

@@ -12,9 +12,9 @@ import logging
 import os
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 from dspark_cpp import _core
 from dspark_cpp.compute_thread import compute_thread
@@ -24,12 +24,17 @@ __all__ = ["CostCache", "cache_folder", "prepare_costs"]
 
 _log = logging.getLogger(__name__)
 
-_FORMAT = 8
+_CurveName = Literal["verify", "plain", "prefill", "draft", "inject"]
+_SlopeName = Literal["verify_ms_per_row_cell", "draft_ms_per_block_cell"]
 
-_LOOK_MS = 100.0  # budget of the look that confirms costs
-_MOST_LOOK_PASS_MS = 10.0  # longer passes suffer less from a bad moment, and a look has a dozen of them or more
-_AGREE = 1.6  # times as dear against plain decoding, one way or the other, are still the same costs
+_FORMAT = 10
+
+_N_KEPT = 3  # measurements; what all of them say is dear is believed to be
+_LOOK_MS = 80.0  # of a look, more where a dozen passes take longer
+_TOO_DEAR = 1.3  # times what a look finds: noise only adds, so the costs are wrong and not the look
 _MOST_SECONDS = 1.5  # after which nothing is measured again, so that all of it takes 3 s at most
+_CURVES: tuple[_CurveName, ...] = ("verify", "plain", "prefill", "draft", "inject")
+_SLOPES: tuple[_SlopeName, ...] = ("verify_ms_per_row_cell", "draft_ms_per_block_cell")
 
 
 def cache_folder() -> Path:
@@ -78,31 +83,41 @@ class CostCache:
         """The file, whether it exists or not."""
         return self._path
 
-    def load(self) -> _core.CostCurves | None:
-        """Return the stored costs; None when there are none, or the file is damaged or was made for something else."""
+    def load(self) -> list[_core.CostCurves]:
+        """Return what was measured, the newest first; nothing where the file is damaged or made for something else."""
         try:
             stored = json.loads(self._path.read_text(encoding="utf-8"))
             if stored["key"] != self._key:
-                return None
-            curves: _core.CostCurves = stored["costs"]
-            for name in ("verify", "plain", "prefill", "draft", "inject"):
-                curves[name] = [(int(size), float(ms)) for size, ms in curves[name]]
+                return []
+            measured: list[_core.CostCurves] = stored["measured"]
+            for curves in measured:
+                for name in _CURVES:
+                    curves[name] = [(int(size), float(ms)) for size, ms in curves[name]]
+                for slope in _SLOPES:
+                    curves[slope] = float(curves[slope])
         except FileNotFoundError:
-            return None
+            return []
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             _log.warning("cannot use the measured costs in %s: %s", self._path, error)
-            return None
-        return curves
+            return []
+        return measured
 
-    def store(self, curves: _core.CostCurves) -> None:
-        """Replace the stored costs; a folder that cannot be written costs a measurement next time, no more."""
+    def add(self, curves: _core.CostCurves) -> None:
+        """Keep what an engine learned beside what was measured before."""
+        self.store([curves, *self.load()])
+
+    def store(self, measured: Sequence[_core.CostCurves]) -> None:
+        """Keep the newest of the measurements, which come first, and nothing else.
+
+        A folder that cannot be written costs a measurement next time, no more.
+        """
         file = None
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(
                 "w", dir=self._path.parent, suffix=".tmp", delete=False, encoding="utf-8"
             ) as file:
-                json.dump({"key": self._key, "costs": curves}, file)
+                json.dump({"key": self._key, "measured": measured[:_N_KEPT]}, file)
             os.replace(file.name, self._path)
         except OSError as error:
             if file is not None:
@@ -117,50 +132,81 @@ def prepare_costs(
     if drafter is None or config.costs == "none" or config.policy not in ("adaptive", "algorithm1"):
         return None
     cache = CostCache(target, drafter, engine.settings)
-    curves = cache.load() if config.costs == "auto" else None
-    if curves is not None:
+    stored = cache.load() if config.costs == "auto" else []
+    if stored:
         try:
-            engine.set_costs(curves)
-            if _are_confirmed(engine, curves):
+            costs = cheapest(stored)
+            engine.set_costs(costs)
+            if not _is_too_dear(costs, _look(engine)):
                 return cache
         except (ValueError, KeyError, TypeError, RuntimeError) as error:
             _log.warning("cannot use the measured costs in %s: %s", cache.path, error)
-    cache.store(_measure(engine))
+            stored = []
+    measured = _measure(engine, stored)
+    measured += stored
+    engine.set_costs(cheapest(measured))
+    cache.store(measured)
     return cache
 
 
-def _measure(engine: _core.Engine) -> _core.CostCurves:
-    end = time.monotonic() + _MOST_SECONDS
-    curves = compute_thread.run(engine.measure_costs)
-    while time.monotonic() < end and not _are_confirmed(engine, curves):
-        curves = compute_thread.run(engine.measure_costs)
-    return curves
+def cheapest(measured: Sequence[_core.CostCurves]) -> _core.CostCurves:
+    """Return the least time that any of the measurements has for each size.
 
+    Something else on the machine only adds to a time, and what is priced too dear is not run and shows it late; what is
+    priced too cheap is run, and shows it at once.
 
-def _are_confirmed(engine: _core.Engine, curves: _core.CostCurves) -> bool:
-    """Whether a second look finds the same; leaves the engine with `curves`.
-
-    Drafts that were measured in a bad moment (something else had a processor) look ten times too dear, and then hardly
-    anything ever drafts that could correct it.
+    Parameters
+    ----------
+    measured
+        One measurement or more, the newest first. Of the costs of a context the newest are taken.
     """
-    if dict(curves["plain"] or curves["verify"]).get(1, 0.0) > _MOST_LOOK_PASS_MS:
-        return True
-    look = compute_thread.run(lambda: engine.measure_costs(budget_ms=_LOOK_MS))
-    engine.set_costs(curves)
-    return _agree(curves, look)
+    costs = measured[0].copy()
+    for name in _CURVES:
+        least: dict[int, float] = {}
+        for curves in measured:
+            for size, ms in curves[name]:
+                least[size] = min(ms, least.get(size, ms))
+        costs[name] = sorted(least.items())
+    for slope in _SLOPES:
+        costs[slope] = next((curves[slope] for curves in measured if curves[slope] > 0), 0.0)
+    return costs
 
 
-def _agree(one: _core.CostCurves, other: _core.CostCurves) -> bool:
-    """Whether drafting and verifying cost about as many plain passes in both; what only one of them has is left out."""
-    sizes = dict(one["verify"]).keys() & dict(other["verify"]).keys() - {1}
-    ratios = []
-    for curves in (one, other):
-        verify, draft, plain = (dict(curves[name]) for name in ("verify", "draft", "plain"))
-        plain_ms = plain.get(1) or verify.get(1, 0.0)
-        if not sizes or not draft.get(1) or plain_ms <= 0:
-            return True
-        ratios.append((median(verify[size] for size in sizes) + draft[1]) / plain_ms)
-    return max(ratios) <= _AGREE * min(ratios)
+def _measure(engine: _core.Engine, stored: Sequence[_core.CostCurves]) -> list[_core.CostCurves]:
+    """Measure until a look finds nothing cheaper. The look counts too, at the few sizes that it has."""
+    end = time.monotonic() + _MOST_SECONDS
+    measured: list[_core.CostCurves] = []
+    while True:
+        measured.insert(0, compute_thread.run(engine.measure_costs))
+        if time.monotonic() > end:
+            return measured
+        look = _look(engine)
+        costs = cheapest([*measured, *stored])
+        if not _is_too_dear(costs, look):
+            return measured
+        if time.monotonic() > end:
+            return [_bounded(measured[0], look), *measured[1:]]
+
+
+def _bounded(costs: _core.CostCurves, look: _core.CostCurves) -> _core.CostCurves:
+    """Return the costs where no size takes longer than it, or a larger one, did in the look."""
+    bounded = cheapest([costs, look])
+    for name in _CURVES:
+        bounded[name] = [
+            (size, min([ms, *(looked_ms for looked, looked_ms in look[name] if looked >= size)]))
+            for size, ms in bounded[name]
+        ]
+    return bounded
+
+
+def _look(engine: _core.Engine) -> _core.CostCurves:
+    return compute_thread.run(lambda: engine.measure_costs(budget_ms=_LOOK_MS, look=True))
+
+
+def _is_too_dear(costs: _core.CostCurves, look: _core.CostCurves) -> bool:
+    """Whether any of the sizes that were looked at takes far less; what only one of the two has is left out."""
+    names: tuple[_CurveName, ...] = ("verify", "plain", "draft")
+    return any(dict(costs[name]).get(size, 0.0) > _TOO_DEAR * ms for name in names for size, ms in look[name])
 
 
 def _identity(model: _core.Model) -> list[str | int]:

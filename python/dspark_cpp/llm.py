@@ -120,7 +120,7 @@ class LLM:
             return
         self._loop.close()
         if self._cost_cache is not None and self._engine.stats.n_steps >= _LEARNED_STEPS:
-            self._cost_cache.store(self._engine.costs)
+            self._cost_cache.add(self._engine.costs)
 
     @property
     def closed(self) -> bool:
