@@ -115,6 +115,16 @@ Policy parse_policy(std::string_view text) {
     refuse(text);
 }
 
+double expected_tokens(std::span<const double> rates) {
+    double survival = 1;
+    double n_tokens = 1;
+    for (const double rate : rates) {
+        survival *= rate;
+        n_tokens += survival;
+    }
+    return n_tokens;
+}
+
 int32_t threshold_prefix(const DraftedBlock& block, double threshold) {
     int32_t length = 0;
     while (length < block.most && block.confidence[static_cast<size_t>(length)] >= threshold) {

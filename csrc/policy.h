@@ -43,6 +43,9 @@ struct DraftedBlock {
     double entry_ms = 0; // what beginning to draft costs it once, spread over the rounds it can be expected to have
 };
 
+// Tokens of a round that verifies as many slots, the target's own included. rates: of each slot, given those before it.
+[[nodiscard]] double expected_tokens(std::span<const double> rates);
+
 // The prefix before the first confidence below `threshold`.
 [[nodiscard]] int32_t threshold_prefix(const DraftedBlock& block, double threshold);
 

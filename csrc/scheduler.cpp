@@ -10,8 +10,6 @@ namespace {
 
 constexpr double kMemory = 0.97;    // of the speedup: about 30 steps
 constexpr double kBonusStep = 0.05; // of the bonus: about 20 drafted steps
-constexpr double kProbeFloor = 0.2; // of a probe's cost is taken for lost, whatever it is expected to give
-constexpr double kProbeRate = 0.9;  // a probe is as long as would pay if drafts were this good
 // Of the tokens that drafting is expected to gain: a smaller advantage is less than what costs and survivals err by.
 constexpr double kDoubt = 0.04;
 constexpr double kMinPlain = 8; // plain tokens' worth of time before the measured speedup counts
@@ -31,18 +29,7 @@ int32_t other_rows(const Proposal& proposal) {
     }
 }
 
-// Of a round that verifies as many slots, the target's own token included.
-double expected_tokens(std::span<const double> rates) {
-    double survival = 1;
-    double n_tokens = 1;
-    for (const double rate : rates) {
-        survival *= rate;
-        n_tokens += survival;
-    }
-    return n_tokens;
-}
-
-double expected_tokens(const DraftedBlock& block) {
+double round_tokens(const DraftedBlock& block) {
     return expected_tokens(block.expected.first(static_cast<size_t>(block.most)));
 }
 
@@ -83,7 +70,7 @@ void Scheduler::price_entries(std::span<const Proposal> proposals) {
         const Proposal& proposal = proposals[group_.members[member]];
         DraftedBlock& block = group_.blocks[member];
         const double n_left = std::min<double>(proposal.n_left, lengths_.left(proposal.n_written));
-        const double n_rounds = std::max(1.0, n_left / expected_tokens(block));
+        const double n_rounds = std::max(1.0, n_left / round_tokens(block));
         block.entry_ms = std::max(0, proposal.n_waiting - kRoundRows) * row_ms / n_rounds;
     }
 }
@@ -123,7 +110,7 @@ void Scheduler::gather(std::span<const Proposal> proposals, Policy::Kind kind, b
 void Scheduler::weigh() {
     double mean = 0;
     for (DraftedBlock& block : group_.blocks) {
-        block.weight = 1 / expected_tokens(block);
+        block.weight = 1 / round_tokens(block);
         mean += block.weight / static_cast<double>(group_.blocks.size());
     }
     for (DraftedBlock& block : group_.blocks) {
@@ -185,7 +172,16 @@ bool Scheduler::pays(const DraftChoice& choice, int32_t n_requests) const {
         return true;
     }
     const double plain_tokens = n_requests * (1 + choice.extra_ms / row_ms_[0]); // in the same time
-    return trust_.share() * (n_requests + (1 - kDoubt) * choice.n_gained()) > plain_tokens;
+    const double share = trust_.share() * busy_share(choice, n_requests);
+    return share * (n_requests + (1 - kDoubt) * choice.n_gained()) > plain_tokens;
+}
+
+// Beside others the place of an answer that ends stays empty for a step, whoever comes next: with drafts that is the
+// time of several tokens. Relative to plain decoding.
+double Scheduler::busy_share(const DraftChoice& choice, int32_t n_requests) const {
+    const double n_written = lengths_.left(0);
+    const double n_round = 1 + choice.n_tokens / n_requests;
+    return n_requests == 1 ? 1.0 : (n_written + 1) / (n_written + n_round);
 }
 
 void Scheduler::select_adaptive(std::span<Proposal> proposals, const StepLoad& load) {
@@ -227,51 +223,6 @@ void Scheduler::select_adaptive(std::span<Proposal> proposals, const StepLoad& l
                              {costs_, row_ms_, draft_ms_, options_.block_size, options_.equal_lengths});
         }
     }
-}
-
-// One parked request drafts when the time allowed for probing covers what it is expected to lose.
-void Scheduler::probe(std::span<Proposal> proposals, const StepLoad& load) {
-    Proposal* candidate = probing_.longest_unprobed(proposals, group_.members);
-    if (candidate == nullptr) {
-        return;
-    }
-    const int32_t length = probe_length(*candidate);
-    const auto n_requests = static_cast<int32_t>(proposals.size());
-    price_probe(load, n_requests);
-    const double return_ms = std::max(0.0, costs_.return_ms(load, n_requests) - row_ms_[0]); // to plain steps behind it
-    const double cost_ms = draft_ms_[1] + costs_.inject_ms(candidate->n_waiting) + return_ms +
-                           probe_ms_[static_cast<size_t>(length)] - row_ms_[0];
-    const double token_ms = row_ms_[0] / n_requests;
-    const double loss_ms = cost_ms - expected_accepts(*candidate, length) * token_ms;
-    if (probing_.can_pay(cost_ms, std::max(kProbeFloor * cost_ms, loss_ms)) &&
-        probing_.may_hope(could_pay(group_.blocks, {probe_ms_, draft_ms_, bonus_tokens_}, n_requests), n_requests)) {
-        probing_.begin(*candidate, length, token_ms);
-    }
-}
-
-// Drafted rows at no less than they add to a drafted pass: while nobody drafts the ratio of drafted passes is an old
-// one, and beside plain steps that have become slow since, rows would look free.
-void Scheduler::price_probe(const StepLoad& load, int32_t n_requests) {
-    costs_.price_rows(load, {n_requests, 1, 0}, static_cast<int32_t>(row_ms_.size()) - 1, probe_ms_);
-    const double first_ms = probe_ms_[0];
-    for (size_t n = 0; n < row_ms_.size(); ++n) {
-        probe_ms_[n] = std::max(row_ms_[n], row_ms_[0] + probe_ms_[n] - first_ms);
-    }
-}
-
-double Scheduler::expected_accepts(const Proposal& candidate, int32_t length) {
-    rates_.resize(static_cast<size_t>(options_.block_size));
-    survival_.expect(candidate.key, rates_);
-    return expected_tokens(std::span(rates_).first(static_cast<size_t>(length))) - 1;
-}
-
-// As long as would pay if drafts were good.
-int32_t Scheduler::probe_length(const Proposal& candidate) const {
-    const std::vector<double> good(static_cast<size_t>(options_.block_size), kProbeRate);
-    const DraftedBlock block{candidate.most, good, good, true};
-    int32_t length = 0;
-    adaptive_prefixes({&block, 1}, row_ms_, tokens_per_ms_, {&length, 1});
-    return std::max(length, 1);
 }
 
 // ---- after drafting ----

@@ -78,6 +78,7 @@ class Scheduler {
     void price_rows(const StepLoad& load, const StepShape& step);
     void park(std::span<Proposal> proposals);
     [[nodiscard]] bool pays(const DraftChoice& choice, int32_t n_requests) const;
+    [[nodiscard]] double busy_share(const DraftChoice& choice, int32_t n_requests) const;
     void select_adaptive(std::span<Proposal> proposals, const StepLoad& load);
     void probe(std::span<Proposal> proposals, const StepLoad& load);
     void price_probe(const StepLoad& load, int32_t n_requests);
