@@ -292,9 +292,6 @@ void Engine::verify() {
             add_decode_rows(lane);
         }
     }
-    if (!tasks_.empty()) {
-        admit_late();
-    }
     add_prompts();
     if (rows_.empty()) {
         return;

@@ -148,8 +148,6 @@ class Engine {
     void take_cancelled();
     void take_queued();
     void open_lanes();
-    void open_lane(Request& request);
-    void admit_late();
     [[nodiscard]] int32_t tokens_left(const Request& request) const;
     [[nodiscard]] int32_t most_drafts(const Request& request) const;
     void propose();

@@ -132,24 +132,12 @@ void Engine::drop_idle() {
 
 void Engine::open_lanes() {
     lanes_.clear();
-    std::ranges::for_each(running_, [this](const auto& request) { open_lane(*request); });
-}
-
-void Engine::open_lane(Request& request) {
-    Lane lane;
-    lane.request = &request;
-    lane.is_prefill = request.phase == Phase::prefill;
-    lane.most = lane.is_prefill ? 0 : most_drafts(request);
-    lanes_.push_back(lane);
-}
-
-// Who came while blocks were drafted: in the place of an answer that ended in the step before, its next question
-// mostly, which would else wait for a step that takes as long as several tokens.
-void Engine::admit_late() {
-    const size_t n_running = running_.size();
-    take_queued();
-    for (size_t i = n_running; i < running_.size(); ++i) {
-        open_lane(*running_[i]);
+    for (const auto& request : running_) {
+        Lane lane;
+        lane.request = request.get();
+        lane.is_prefill = request->phase == Phase::prefill;
+        lane.most = lane.is_prefill ? 0 : most_drafts(*request);
+        lanes_.push_back(lane);
     }
 }
 

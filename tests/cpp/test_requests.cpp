@@ -102,38 +102,6 @@ void test_failed_pass_ends_its_requests_only() {
     CHECK(run(alone)[id].tokens == answers[waiting].tokens);
 }
 
-// Who comes while a block is drafted has its prompt read in the same step; who finds no place waits.
-void test_requests_that_come_while_others_draft() {
-    auto drafter = std::make_unique<toy::Drafter>(3);
-    toy::Drafter& drafting = *drafter;
-    EngineOptions options;
-    options.n_parallel = 2;
-    Bench bench = make_bench(std::move(drafter), 3, options);
-    const uint64_t first = bench.engine->submit({1}, greedy(20));
-    uint64_t second = 0;
-    uint64_t third = 0;
-    drafting.while_drafting = [&] {
-        if (second == 0) {
-            second = bench.engine->submit({2, 3, 4}, greedy(12));
-            third = bench.engine->submit({5, 5}, greedy(12));
-        }
-    };
-    toy::Answers answers;
-    toy::step(*bench.engine, answers); // the first one's prompt
-    CHECK(second == 0);
-    toy::step(*bench.engine, answers);
-    CHECK(answers[second].tokens.size() == 1 && !answers.contains(third));
-    for (auto& [id, answer] : run(bench)) {
-        answers[id].tokens.insert(answers[id].tokens.end(), answer.tokens.begin(), answer.tokens.end());
-    }
-    const std::map<uint64_t, toy::Tokens> prompts{{first, {1}}, {second, {2, 3, 4}}, {third, {5, 5}}};
-    for (const auto& [id, prompt] : prompts) {
-        Bench alone = make_bench(nullptr, 0);
-        const uint64_t again = alone.engine->submit(prompt, greedy(id == first ? 20 : 12));
-        CHECK(run(alone)[again].tokens == answers[id].tokens);
-    }
-}
-
 void test_bad_logits_end_one_request_only() {
     EngineOptions options;
     options.n_parallel = 2;
@@ -221,7 +189,6 @@ int main() {
     workers = std::make_shared<WorkerPool>(3);
     test_failures();
     workers.reset();
-    test_requests_that_come_while_others_draft();
     test_limits();
     test_draft_limit_of_one_request();
     test_cancel_everywhere();

@@ -9,7 +9,6 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <functional>
 #include <map>
 #include <stdexcept>
 #include <vector>
@@ -129,12 +128,7 @@ class Drafter final : public dspark::Drafter {
     [[nodiscard]] int32_t block_size() const override { return block_size_; }
     [[nodiscard]] bool has_confidence() const override { return false; }
 
-    std::function<void()> while_drafting; // what others do meanwhile
-
     void draft(std::span<const dspark::DraftTask> tasks, std::span<dspark::BlockDraft> drafts) override {
-        if (while_drafting) {
-            while_drafting();
-        }
         for (size_t i = 0; i < tasks.size(); ++i) {
             draft_one(tasks[i], drafts[i]);
         }
