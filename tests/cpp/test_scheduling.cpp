@@ -25,9 +25,13 @@ RequestOptions sampling(Verification rule, float temperature, uint64_t seed, int
     return options;
 }
 
-std::map<uint64_t, std::vector<int32_t>> texts_of(Engine& engine) {
+// With costs, these hold in every step, whatever passes really take.
+std::map<uint64_t, std::vector<int32_t>> texts_of(Engine& engine, const CostCurves* costs = nullptr) {
     std::map<uint64_t, std::vector<int32_t>> texts;
     while (engine.has_work()) {
+        if (costs != nullptr) {
+            engine.set_costs(*costs);
+        }
         for (const Event& event : engine.step()) {
             auto& text = texts[event.request_id];
             text.insert(text.end(), event.tokens.begin(), event.tokens.end());
@@ -234,7 +238,7 @@ CostCurves jagged_costs() {
             0};
 }
 
-// Requests of all policies take turns, so that every one decodes beside the others. Costs are set anew now and then:
+// Requests of all policies take turns, so that every one decodes beside the others. Costs are set anew in every step:
 // what toys really take would make every draft look dear.
 void check_law(Verification rule, float temperature) {
     constexpr int32_t kRequests = 1500; // a policy
@@ -242,8 +246,8 @@ void check_law(Verification rule, float temperature) {
     auto engine = make_toy_engine();
     std::array<std::array<int32_t, kPairs>, kKinds> counts{};
     std::map<uint64_t, size_t> kinds;
+    const CostCurves costs = jagged_costs();
     for (int32_t begin = 0; begin < kRequests; begin += 50) {
-        engine->set_costs(jagged_costs());
         for (int32_t i = begin; i < begin + 50; ++i) {
             for (size_t kind = 0; kind < kKinds; ++kind) {
                 auto options = sampling(rule, temperature, static_cast<uint64_t>(i) * kKinds + kind, 6);
@@ -251,7 +255,7 @@ void check_law(Verification rule, float temperature) {
                 kinds[engine->submit({kPrompt}, options)] = kind;
             }
         }
-        for (const auto& [id, text] : texts_of(*engine)) {
+        for (const auto& [id, text] : texts_of(*engine, &costs)) {
             CHECK(text.size() == 6);
             counts[kinds[id]][static_cast<size_t>(text[1] * toy::kVocab + text[2])] += 1;
         }
@@ -260,7 +264,7 @@ void check_law(Verification rule, float temperature) {
         CHECK(deviation(counts[kind], law_of_pairs(temperature), kRequests) < 4.5);
     }
     CHECK(deviation(counts[0], law_of_pairs(temperature * 2), kRequests) > 4.5); // sees another law
-    CHECK(engine->stats().n_accepted > kRequests);
+    CHECK(engine->stats().n_accepted > kRequests / 2);
 }
 
 void test_no_policy_changes_the_law() {
