@@ -18,7 +18,9 @@ constexpr double kTooDear = 1.5;       // times what one pass took: no noise eit
 constexpr int32_t kMostWeight = 8;     // passes that a size counts for beside its neighbours, the value from load for 1
 
 // What two ratios agree on: the one nearer to 1, or 1 where one says faster and the other slower.
-double common_change(double a, double b) { return std::max(std::min(1.0, std::max(a, b)), std::min(a, b)); }
+double common_change(double a, double b) { return std::clamp(1.0, std::min(a, b), std::max(a, b)); }
+
+double ratio_of(double ms, double expected_ms) { return std::clamp(ms / expected_ms, 0.05, 20.0); }
 
 CostPoints scale(CostPoints points, double factor) {
     for (auto& [size, ms] : points) {
@@ -116,13 +118,17 @@ bool CostCurve::is_disproved(int32_t size, double ms) const { return kTooDear * 
 // A pass is hardly ever dearer than a larger one: smaller sizes that nobody has timed since load were measured in a bad
 // moment. Where they are dearer all the same they will be run, and show it.
 void CostCurve::bound(int32_t size, double ms) {
+    bool has_changed = false;
     for (auto& [smaller, point] : points_) {
         if (smaller <= size && point.n_seen == 0 && point.samples.median() > ms) {
             point.samples.clear();
             point.samples.push(ms);
+            has_changed = true;
         }
     }
-    refresh();
+    if (has_changed) { // every drafted pass comes here, and hardly any changes anything
+        refresh();
+    }
 }
 
 void CostCurve::observe(int32_t size, double ms) {
@@ -295,7 +301,7 @@ void CostTable::observe_verify(const PassShape& pass, double ms) {
     // An interpolated size says more of the curve than of the machine, unless the draft agrees; what holds prompts up
     // says nothing of others.
     if (pass.n_prefill_rows == 0 && (knows(pass) || draft_ratio_ > 0) && expected_ms > 0) {
-        const double ratio = std::clamp(ms / expected_ms, 0.05, 20.0);
+        const double ratio = ratio_of(ms, expected_ms);
         const bool is_common = is_drafted(pass) && draft_ratio_ > 0;
         (is_drafted(pass) ? drafted_ratios_ : plain_ratios_)
             .push(is_common ? common_change(ratio, draft_ratio_) : ratio);
@@ -310,7 +316,7 @@ double CostTable::inject_ms(int32_t n_rows) const { return inject_.at(n_rows) * 
 // Only with target passes do drafts tell the machine's speed.
 void CostTable::observe_draft(int32_t n_blocks, const ContextLoad& context, double ms) {
     const double expected_ms = draft_.at(n_blocks, context, draft_slope_);
-    draft_ratio_ = draft_.knows(n_blocks, context) && expected_ms > 0 ? std::clamp(ms / expected_ms, 0.05, 20.0) : 0;
+    draft_ratio_ = draft_.knows(n_blocks, context) && expected_ms > 0 ? ratio_of(ms, expected_ms) : 0;
     held_.push_back({{0, 0, context}, n_blocks, ms, n_passes_ + 1});
 }
 
