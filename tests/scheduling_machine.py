@@ -12,7 +12,9 @@ table that changes of the scheduler are judged by:
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -310,6 +312,11 @@ def n_tokens_of(n_streams: int) -> int:
     return N_TOKENS * (36 if n_streams == 1 else 24 * n_streams)
 
 
+def cells(machines: Sequence[str]) -> Iterator[tuple[str, str, int]]:
+    """Return machine, drafter and number of streams of every row of a table; no names: all machines."""
+    return product(machines or MACHINES, DRAFTERS, (1, 2, 4, 8, 16))
+
+
 def compare(
     machine: str, drafter: str, n_streams: int, seed: int, *, is_ideal: bool = False
 ) -> tuple[float, float, float]:
@@ -326,16 +333,14 @@ def main() -> None:
     """Print the mean and the worst seed of every cell."""
     n_seeds = int(sys.argv[1]) if len(sys.argv) > 1 else 6
     print("machine drafter streams | to plain  worst | to best  worst | drafted")
-    for machine in sys.argv[2:] or MACHINES:
-        for drafter in DRAFTERS:
-            for n_streams in (1, 2, 4, 8, 16):
-                runs = [compare(machine, drafter, n_streams, seed) for seed in range(n_seeds)]
-                mean, worst = np.mean(runs, axis=0), np.min(runs, axis=0)
-                print(
-                    f"{machine:7} {drafter:7} {n_streams:7} |    {mean[0]:5.3f}  {worst[0]:5.3f} |"
-                    f"   {mean[1]:5.3f}  {worst[1]:5.3f} |    {mean[2]:4.2f}",
-                    flush=True,
-                )
+    for machine, drafter, n_streams in cells(sys.argv[2:]):
+        runs = [compare(machine, drafter, n_streams, seed) for seed in range(n_seeds)]
+        mean, worst = np.mean(runs, axis=0), np.min(runs, axis=0)
+        print(
+            f"{machine:7} {drafter:7} {n_streams:7} |    {mean[0]:5.3f}  {worst[0]:5.3f} |"
+            f"   {mean[1]:5.3f}  {worst[1]:5.3f} |    {mean[2]:4.2f}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

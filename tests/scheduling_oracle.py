@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scheduling_machine import BLOCK, DRAFTERS, MACHINES, Answer, MachineSimulation, at, compare, n_tokens_of
+from scheduling_machine import BLOCK, MACHINES, Answer, MachineSimulation, at, cells, compare, n_tokens_of
 
 Array = NDArray[np.float64]
 N_DRAWS = 24  # of a request's rounds, for what one can be expected to be
@@ -114,18 +114,16 @@ def main() -> None:
     """Print the means of all cells."""
     n_seeds = int(sys.argv[1]) if len(sys.argv) > 1 else 2
     print("machine drafter streams | to best: oracle  adaptive")
-    for machine in sys.argv[2:] or MACHINES:
-        for drafter in DRAFTERS:
-            for n_streams in (1, 2, 4, 8, 16):
-                ratios = []
-                for seed in range(n_seeds):
-                    simulation = MachineSimulation(machine, drafter, n_streams, seed, is_ideal=True)
-                    adaptive_ms = simulation.flow(n_tokens_of(n_streams))
-                    oracle_ms = OracleSimulation(machine, drafter, n_streams, seed).flow(n_tokens_of(n_streams))
-                    to_best = compare(machine, drafter, n_streams, seed, is_ideal=True)[1]
-                    ratios.append((to_best * adaptive_ms / oracle_ms, to_best))
-                oracle, adaptive = np.mean(ratios, axis=0)
-                print(f"{machine:7} {drafter:7} {n_streams:7} |          {oracle:5.3f}     {adaptive:5.3f}", flush=True)
+    for machine, drafter, n_streams in cells(sys.argv[2:]):
+        ratios = []
+        for seed in range(n_seeds):
+            simulation = MachineSimulation(machine, drafter, n_streams, seed, is_ideal=True)
+            adaptive_ms = simulation.flow(n_tokens_of(n_streams))
+            oracle_ms = OracleSimulation(machine, drafter, n_streams, seed).flow(n_tokens_of(n_streams))
+            to_best = compare(machine, drafter, n_streams, seed, is_ideal=True)[1]
+            ratios.append((to_best * adaptive_ms / oracle_ms, to_best))
+        oracle, adaptive = np.mean(ratios, axis=0)
+        print(f"{machine:7} {drafter:7} {n_streams:7} |          {oracle:5.3f}     {adaptive:5.3f}", flush=True)
 
 
 if __name__ == "__main__":
