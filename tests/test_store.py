@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from conftest import rewrite
+from dspark_cpp.convert.gguf_file import GGUFFile
 from dspark_cpp.errors import (
     BlobError,
     ModelLoadError,
@@ -21,7 +22,7 @@ from dspark_cpp.errors import (
     ModelNotFoundError,
     StoreError,
 )
-from dspark_cpp.store import Manifest, ModelName, Store, checked_digest
+from dspark_cpp.store import Manifest, ModelName, Store, checked_digest, model_files
 
 TESTS = Path(__file__).parent
 EVIL_NAMES = [
@@ -359,6 +360,23 @@ def test_concurrent_changes_leave_every_name_whole(store: Store, demo_target: Pa
     store.collect(min_age_s=-1.0)
     needed = {digest.replace(":", "-") for manifest in store.list() for digest in manifest.blobs}
     assert set(blob_names(store)) == needed
+
+
+def test_blob_that_goes_while_it_is_read_is_named(
+    store: Store, demo_target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = digest_of(demo_target.read_bytes())
+    store.blobs.put(digest, [demo_target.read_bytes()])
+
+    def read_and_lose(path: Path) -> GGUFFile:
+        file = GGUFFile(path)
+        path.unlink()
+        return file
+
+    monkeypatch.setattr(model_files, "GGUFFile", read_and_lose)
+    with pytest.raises(BlobError, match=f"{digest} is not in the store"):
+        store.create("new", files={"t": digest})
+    assert not store.list()
 
 
 def test_kill_at_every_file_operation_leaves_the_store_whole(

@@ -25,7 +25,7 @@ def record_blob(path: Path, digest: str, origin: str | None = None) -> ModelFile
     ModelLoadError
         If it does not.
     """
-    size, header_size, header_digest = _measure(path)
+    size, header_size, header_digest, _ = _measure(path)
     return ModelFile(size, header_size, header_digest, digest=digest, origin=origin)
 
 
@@ -38,8 +38,8 @@ def record_in_place(path: Path) -> ModelFile:
         If there is no sound GGUF file.
     """
     path = path.expanduser().resolve()
-    size, header_size, header_digest = _measure(path)
-    return ModelFile(size, header_size, header_digest, path=str(path), mtime_ns=path.stat().st_mtime_ns)
+    size, header_size, header_digest, mtime_ns = _measure(path)
+    return ModelFile(size, header_size, header_digest, path=str(path), mtime_ns=mtime_ns)
 
 
 def check_file(file: ModelFile, path: Path) -> None:
@@ -117,10 +117,13 @@ def list_capabilities(path: Path) -> list[str]:
     return [name for name, it_can in can.items() if it_can]
 
 
-def _measure(path: Path) -> tuple[int, int, str]:
+def _measure(path: Path) -> tuple[int, int, str, int]:
     file = GGUFFile(path)
     header_size = min(file.data_offset, file.n_bytes)
-    return file.n_bytes, header_size, _hash_start(path, header_size)
+    try:
+        return file.n_bytes, header_size, _hash_start(path, header_size), path.stat().st_mtime_ns
+    except OSError as error:  # it may have gone since its header was read
+        raise ModelLoadError(f"cannot read {path}: {error.strerror}") from None
 
 
 def _hash_start(path: Path, n_bytes: int) -> str:
