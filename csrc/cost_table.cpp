@@ -14,8 +14,11 @@ constexpr int32_t kLoadWeight = 3;     // samples that the value from load count
 constexpr int32_t kGuessWeight = 2;    // samples that the interpolated value counts for: outliers alone teach nothing
 constexpr double kCliff = 1.5;         // times as dear as the next larger size: no noise
 constexpr double kLeastBody = 0.5;     // of a pass that reads prompts, whatever its outputs are said to take
-constexpr double kTooDear = 1.5;       // times what one pass took: no noise either
-constexpr int32_t kMostWeight = 8;     // passes that a size counts for beside its neighbours, the value from load for 1
+constexpr double kPlainFades = 64; // passes of the other kind in which what is unusual fades to 1 / e (in logarithms)
+constexpr double kDraftedFades = 100;
+constexpr double kDraftedApart = 1.5; // ratio of drafted passes to that of plain ones that is not unusual yet
+constexpr double kTooDear = 1.5;      // times what one pass took: no noise either
+constexpr int32_t kMostWeight = 8;    // passes that a size counts for beside its neighbours, the value from load for 1
 
 // What two ratios agree on: the one nearer to 1, or 1 where one says faster and the other slower.
 double common_change(double a, double b) { return std::clamp(1.0, std::min(a, b), std::max(a, b)); }
@@ -303,8 +306,9 @@ void CostTable::observe_verify(const PassShape& pass, double ms) {
     if (pass.n_prefill_rows == 0 && (knows(pass) || draft_ratio_ > 0) && expected_ms > 0) {
         const double ratio = ratio_of(ms, expected_ms);
         const bool is_common = is_drafted(pass) && draft_ratio_ > 0;
-        (is_drafted(pass) ? drafted_ratios_ : plain_ratios_)
-            .push(is_common ? common_change(ratio, draft_ratio_) : ratio);
+        Ratios& own = is_drafted(pass) ? drafted_ratios_ : plain_ratios_;
+        own.ring.push(is_common ? common_change(ratio, draft_ratio_) : ratio);
+        own.last_pass = n_passes_ + 1;
     }
     draft_ratio_ = 0;
     held_.push_back({pass, 0, ms, ++n_passes_});
@@ -365,7 +369,7 @@ CostCurves CostTable::curves() const {
 
 // What is timed faster than all of load was measured in a bad moment, and its curve is off as a whole.
 double CostTable::gain_of_now(bool is_of_draft) const {
-    const MedianRing& own = is_of_draft ? drafted_ratios_ : plain_ratios_;
+    const MedianRing& own = (is_of_draft ? drafted_ratios_ : plain_ratios_).ring;
     return own.size() >= kMinRatios ? std::min(1.0, own.median()) : 1.0;
 }
 
@@ -373,11 +377,23 @@ double CostTable::gain_of_now(bool is_of_draft) const {
 // yet, they are taken to be half as slow as plain ones, in logarithms: priced too high they would hardly ever be run.
 // What drafted ones take beyond load says nothing of plain ones: these, priced too high, would not be run.
 double CostTable::slowdown(bool is_of_draft) const {
-    const MedianRing& own = is_of_draft ? drafted_ratios_ : plain_ratios_;
-    if (own.size() >= kMinRatios) {
-        return own.median();
+    const Ratios& own = is_of_draft ? drafted_ratios_ : plain_ratios_;
+    const Ratios& other = is_of_draft ? plain_ratios_ : drafted_ratios_;
+    if (own.ring.size() < kMinRatios) {
+        return is_of_draft && other.ring.size() >= kMinRatios ? std::sqrt(other.ring.median()) : 1;
     }
-    return is_of_draft && plain_ratios_.size() >= kMinRatios ? std::sqrt(plain_ratios_.median()) : 1;
+    if (other.ring.size() < kMinRatios) {
+        return own.ring.median();
+    }
+    return faded(own, other.ring.median() * (is_of_draft ? kDraftedApart : 1),
+                 is_of_draft ? kDraftedFades : kPlainFades);
+}
+
+// A slow moment of plain steps makes drafts look cheap, and then nothing would show that it is over, or the other way
+// round. So a ratio above what is usual beside the other kind's fades while only the other kind is run.
+double CostTable::faded(const Ratios& own, double usual, double n_passes) const {
+    const double share = std::exp(static_cast<double>(own.last_pass - n_passes_) / n_passes);
+    return own.ring.median() <= usual ? own.ring.median() : usual * std::pow(own.ring.median() / usual, share);
 }
 
 } // namespace dspark

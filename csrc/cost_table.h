@@ -212,6 +212,11 @@ class CostTable {
         double ms;
         int64_t index; // of the target pass, or of that behind the draft
     };
+    struct Ratios { // of recent passes of a kind to their estimates
+        MedianRing ring;
+        int64_t last_pass = 0;
+    };
+    [[nodiscard]] double faded(const Ratios& own, double usual, double n_passes) const;
     void learn_held();
     [[nodiscard]] double gain_of_now(bool is_of_draft) const;
     [[nodiscard]] double undisturbed_verify_ms(const PassShape& pass) const;
@@ -227,8 +232,8 @@ class CostTable {
     ContextSlope prefill_slope_;
     ContextSlope draft_slope_;
     CostCurve inject_;
-    MedianRing plain_ratios_; // of recent plain passes to their estimates
-    MedianRing drafted_ratios_;
+    Ratios plain_ratios_;
+    Ratios drafted_ratios_;
     double draft_ratio_ = 0; // of this step's draft; 0: none, or of a size that nobody knows
     std::deque<Timed> held_;
     int64_t n_passes_ = 0;

@@ -23,7 +23,9 @@ from numpy.typing import NDArray
 
 BLOCK = 7
 N_TOKENS = 64  # of an answer
+SLOW = 4.0  # times what passes take otherwise, in a slow moment
 Points = list[tuple[int, float]]
+Slow = tuple[float, float]  # from when to when, in milliseconds
 
 
 @dataclass(frozen=True)
@@ -145,12 +147,14 @@ def calibration(drafter: str) -> list[Any]:
 class Speed:
     """What a kind of pass takes beyond the costs, over time: for a while this, for a while that."""
 
-    def __init__(self, rng: np.random.Generator, level: float, spread: float, while_ms: float) -> None:
+    def __init__(self, rng: np.random.Generator, level: float, spread: float, while_ms: float, slow: Slow) -> None:
+        self.slow = slow
         self.factors = level * np.exp(0.1 * rng.normal() + spread * rng.normal(size=4000))
         self.ends = np.cumsum(while_ms * rng.exponential(size=4000))
 
     def at(self, ms: float) -> float:
-        return float(self.factors[min(int(np.searchsorted(self.ends, ms)), len(self.factors) - 1)])
+        factor = float(self.factors[min(int(np.searchsorted(self.ends, ms)), len(self.factors) - 1)])
+        return factor * (SLOW if self.slow[0] <= ms < self.slow[1] else 1.0)
 
 
 @dataclass
@@ -204,6 +208,7 @@ class MachineSimulation:
         *,
         is_ideal: bool = False,
         scheduler: Any = None,
+        slow: Slow = (0.0, 0.0),
     ) -> None:
         self.machine, self.traffic, self.n_streams, self.seed = MACHINES[machine], DRAFTERS[drafter], n_streams, seed
         rng = np.random.default_rng([seed, 1])
@@ -215,8 +220,8 @@ class MachineSimulation:
         )
         self.is_ideal = is_ideal
         rng, while_ms = np.random.default_rng([seed, 2]), 300 * at(self.machine.plain, n_streams)
-        self.plain_speed = Speed(rng, 1.15, 0.1, while_ms)  # the caller's thread takes its share
-        self.drafted_speed = Speed(rng, 1.05, 0.07, while_ms)
+        self.plain_speed = Speed(rng, 1.15, 0.1, while_ms, slow)  # the caller's thread takes its share
+        self.drafted_speed = Speed(rng, 1.05, 0.07, while_ms, slow)
         self.noise = np.random.default_rng([seed, 4])
         self.n_plain = self.n_rows = 0  # plain steps in a row, rows of the last pass
         self.ms = self.drafted_ms = 0.0

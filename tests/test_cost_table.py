@@ -351,3 +351,23 @@ def test_what_slows_plain_passes_alone_makes_drafted_ones_no_dearer() -> None:
     assert table.verify_ms(1, is_repeat=True) == pytest.approx(30)
     assert table.verify_ms(8) == pytest.approx(150)
     assert table.draft_ms(1) == pytest.approx(10)
+
+
+def test_a_slow_moment_fades_while_the_other_kind_runs() -> None:
+    table = _costs.CostTable(curves(plain=[(1, 20.0)]))
+    for _ in range(9):
+        table.observe_verify(1, 60.0, is_repeat=True)  # three times what load measured
+    assert table.verify_ms(1, is_repeat=True) == pytest.approx(60)
+    for _ in range(64):
+        table.observe_verify(4, 74.0)  # as at load
+    assert table.verify_ms(1, is_repeat=True) == pytest.approx(20 * 3 ** np.exp(-1))
+
+
+def test_a_slow_moment_of_drafted_passes_fades_down_to_what_is_usual() -> None:
+    table = _costs.CostTable(curves(plain=[(1, 20.0)]))
+    for _ in range(9):
+        table.observe_verify(4, 3 * 74.0)
+    assert table.verify_ms(4) == pytest.approx(3 * 74)
+    for _ in range(100):
+        table.observe_verify(1, 20.0, is_repeat=True)
+    assert table.verify_ms(4) == pytest.approx(74 * 1.5 * 2 ** np.exp(-1))
