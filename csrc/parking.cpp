@@ -10,6 +10,7 @@ namespace {
 
 constexpr int32_t kParkedSteps = 8;    // steps between two looks at requests that are all parked
 constexpr int32_t kComparedSteps = 16; // plain steps that are run to compare: the first ones are slow (step_costs.h)
+constexpr double kSameShare = 0.75;    // of the requests: with so many of those that were parked, nothing new is found
 constexpr double kSureSpeedup = 2;     // no plain step is that much faster than it was
 constexpr double kTrustMemory = 0.97;  // a drafted step
 constexpr double kTrustFades = 0.99;   // a parked step: conditions change
@@ -18,13 +19,22 @@ constexpr double kTrustLuck = 1.7;     // standard deviations of what is promise
 } // namespace
 
 bool Parking::goes_on(std::span<const Proposal> proposals) {
-    size_t n = 0;
+    size_t n_adaptive = 0;
+    size_t n_known = 0;
+    auto parked = parked_.begin();
     for (const Proposal& proposal : proposals) {
-        if (proposal.may_adapt() && (n >= parked_.size() || parked_[n++] != proposal.key.request_id)) {
-            return false;
+        if (!proposal.may_adapt()) {
+            continue;
+        }
+        ++n_adaptive;
+        const auto found = std::find(parked, parked_.end(), proposal.key.request_id); // both in order of arrival
+        if (found != parked_.end()) {
+            ++n_known;
+            parked = found + 1;
         }
     }
-    return n == parked_.size() && n > 0 && --n_steps_ >= 0;
+    const size_t n_most = std::max(n_adaptive, parked_.size());
+    return n_known > 0 && kSameShare * static_cast<double>(n_most) <= static_cast<double>(n_known) && --n_steps_ >= 0;
 }
 
 void Parking::note(std::span<const Proposal> proposals, const StepLoad& load) {

@@ -11,7 +11,8 @@
 namespace dspark {
 
 // Requests that were all parked go on so for some steps without a look: nothing is learned of them meanwhile, and
-// looking at many small requests takes as long as a per cent of a small model's step.
+// looking at many small requests takes as long as a per cent of a small model's step. Of many requests one that comes or
+// goes changes little.
 class Parking {
   public:
     // Whether this step needs no look.
@@ -26,7 +27,7 @@ class Parking {
   private:
     static constexpr double kCompareShare = 0.003; // of drafted time is lost by comparing
 
-    std::vector<uint64_t> parked_; // the requests of the step before, if all were parked
+    std::vector<uint64_t> parked_; // the requests of the last look, if all were parked
     int32_t n_steps_ = 0;          // that they go on so
     bool is_comparing_ = false;    // this step begins plain steps to compare with
     double credit_ms_ = 0;

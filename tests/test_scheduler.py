@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pytest
 from dspark_cpp import _core
@@ -345,6 +348,22 @@ def test_parked_requests_are_looked_at_again_after_eight_steps_or_when_others_co
     cheap = scheduler(Setting("flat", 0.9, 2, draft_share=0.1))
     assert cheap.select([{"id": 1, "most": 0}]) == ["none"]  # nobody parked: nothing to go on with
     assert cheap.select([{"id": 1}]) == ["draft"]
+
+
+def test_of_many_parked_requests_one_may_come_or_go_before_the_next_look() -> None:
+    def select(bound: Any, ids: Sequence[int]) -> list[str]:
+        """A new request would be drafted for if it was looked at: it alone may have more than one token drafted."""
+        decisions: list[str] = bound.select([{"id": i, "most": 7 if i > 4 else 1} for i in ids])
+        return decisions
+
+    for ids, later in (([1, 2, 3, 4], [1, 2, 3, 5]), ([1, 2, 3, 4], [1, 2, 3, 4, 5]), ([1, 2, 3, 4], [2, 3, 4])):
+        bound = scheduler(Setting("flat", 0.9, 8, draft_share=0.6))
+        assert select(bound, ids) == ["parked"] * 4
+        assert select(bound, later) == ["parked"] * len(later)
+    for ids, later in (([1, 2, 3, 4], [1, 2, 5, 6]), ([1, 2], [1, 5])):
+        bound = scheduler(Setting("flat", 0.9, 8, draft_share=0.6))
+        assert select(bound, ids) == ["parked"] * len(ids)
+        assert "draft" in select(bound, later)
 
 
 def test_nothing_is_known_and_nothing_breaks() -> None:
