@@ -6,6 +6,7 @@ Plain data: knows no engine and no clock.
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, cycle, islice
@@ -56,6 +57,13 @@ class Workload:
     def seed(self, domain: str, number: int) -> int:
         """Return a seed that synthetic acceptance takes for the domain's: its index, modulo their number."""
         return number * len(self.prompts) + list(self.prompts).index(domain)
+
+    def answer_limit(self, domain: str, number: int, n_tokens: int) -> int:
+        """Return the most tokens of one of many answers: from half of `n_tokens` on, evenly, every policy's the same.
+
+        Answers of one length end together, and the prompts that follow share a pass, which no users' do.
+        """
+        return random.Random(self.seed(domain, number)).randint(-(-n_tokens // 2), n_tokens)
 
     @property
     def longest(self) -> int:

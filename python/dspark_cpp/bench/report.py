@@ -14,7 +14,7 @@ from rich.table import Table
 
 from dspark_cpp import _core
 from dspark_cpp.bench.cases import ADAPTIVE, MIXED, PLAIN, Cell
-from dspark_cpp.bench.runner import PARTS, Run, best_fixed, ratios, standard_error
+from dspark_cpp.bench.runner import PARTS, Run, best_fixed, ratios, ratios_to_best, standard_error
 
 __all__ = ["CellReport", "WayReport", "as_json", "cell_table", "report_cell", "summary", "summary_table"]
 
@@ -83,7 +83,7 @@ def report_cell(runs: Sequence[Run]) -> CellReport:
     best = best_fixed(runs)
     if ADAPTIVE not in by_way:
         return CellReport(runs[0].cell, ways, best, None, None)
-    to_plain, to_best = ratios(runs, ADAPTIVE, PLAIN), ratios(runs, ADAPTIVE, best)
+    to_plain, to_best = ratios(runs, ADAPTIVE, PLAIN), ratios_to_best(runs)
     return CellReport(
         runs[0].cell, ways, best, median(to_plain), median(to_best), standard_error(to_plain), standard_error(to_best)
     )

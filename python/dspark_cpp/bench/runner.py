@@ -30,6 +30,7 @@ __all__ = [
     "is_settled",
     "measure",
     "ratios",
+    "ratios_to_best",
     "standard_error",
 ]
 
@@ -238,6 +239,18 @@ def best_fixed(runs: Sequence[Run]) -> str:
     return max(ways, key=lambda way: median(ratios(runs, way, PLAIN)))
 
 
+def ratios_to_best(runs: Sequence[Run]) -> list[float]:
+    """Return the default policy's throughput over that of the best fixed choice of the other half of the repetitions.
+
+    The fastest of several noisy medians is mostly the luckiest: what chose it cannot judge it too.
+    """
+    halves = [[run for run in runs if run.repeat % 2 == half] for half in (0, 1)]
+    if not all(halves):
+        return ratios(runs, ADAPTIVE, best_fixed(runs))
+    pairs = zip(halves, reversed(halves), strict=True)
+    return [ratio for own, other in pairs for ratio in ratios(own, ADAPTIVE, best_fixed(other))]
+
+
 def is_settled(runs: Sequence[Run]) -> bool:
     """Whether the default policy's ratios, to plain decoding and to the best fixed choice, are known to a hundredth."""
     if not any(run.way == ADAPTIVE for run in runs):
@@ -297,15 +310,16 @@ def _warm_up(llm: LLM, workload: Workload, cell: Cell, way: str) -> None:
 def _run(llm: LLM, workload: Workload, cell: Cell, way: str, plan: Plan, turn: tuple[int, int]) -> Run:
     repeat, n_answers = turn
     prompts = workload.take(cell.domain, n_answers)
+    numbers = [(domain, repeat * 1000 + i) for i, (domain, _) in enumerate(prompts)]
     options = [
         request_options(
             way,
             cell.temperature,
-            plan.n_tokens,
-            workload.seed(domain, repeat * 1000 + i),
+            plan.n_tokens if cell.n_streams == 1 else workload.answer_limit(domain, number, plan.n_tokens),
+            workload.seed(domain, number),
             ignores_end=plan.ignores_end,
         )
-        for i, (domain, _) in enumerate(prompts)
+        for domain, number in numbers
     ]
     before, began = llm.stats, time.perf_counter()
     traffic = answer_all(llm.loop, [prompt for _, prompt in prompts], options, cell.n_streams)
