@@ -1,5 +1,6 @@
 #include "cost_measure.h"
 
+#include "cost_sweep.h"
 #include "random.h"
 #include "request.h"
 #include "step_costs.h"
@@ -7,8 +8,6 @@
 
 #include <algorithm>
 #include <array>
-#include <functional>
-#include <limits>
 #include <span>
 #include <utility>
 
@@ -21,30 +20,6 @@ constexpr int32_t kFewRepeats = 7; // more while a third of the budget is not sp
 constexpr int32_t kMostRepeats = 15;
 constexpr double kShortChunk = 30; // ms: a chunk up to here is timed twice
 constexpr double kSmallPass = 5;   // ms: up to here what lies around a pass shows in its time
-
-// Sizes that are timed in turns, and what they took.
-struct Sweep {
-    std::vector<int32_t> sizes;
-    double end_ms; // the first round leaves out what begins later, from the largest sizes on
-    std::function<double(int32_t)> time;
-    size_t n_always = 2; // sizes that are timed whatever the time: a curve needs a start and a slope
-    std::vector<std::vector<double>> samples = {};
-
-    // What else runs only adds to a time, and for seconds: of each size the lower quartile, not the median.
-    [[nodiscard]] CostPoints points() const { return ranked(4); }
-    [[nodiscard]] CostPoints least() const { return ranked(std::numeric_limits<size_t>::max()); }
-
-    [[nodiscard]] CostPoints ranked(size_t quantile) const {
-        CostPoints ranked;
-        for (size_t i = 0; i < samples.size(); ++i) {
-            std::vector<double> sorted = samples[i];
-            std::sort(sorted.begin(), sorted.end());
-            ranked.emplace_back(sizes[i], sorted[(sorted.size() - 1) / quantile]);
-        }
-        std::sort(ranked.begin(), ranked.end());
-        return ranked;
-    }
-};
 
 class Measurement {
   public:
@@ -87,6 +62,7 @@ class Measurement {
         curves_.draft = drafter_ != nullptr ? sweeps[2].points() : CostPoints();
         measure_prefill(budget * 0.9);
         measure_context();
+        settle_shapes();
     }
 
     // Of one sequence, whatever the sizes: filling many of a large model takes longer than what is looked at.
@@ -111,6 +87,7 @@ class Measurement {
         curves_.plain = sweeps[0].least();
         curves_.verify = sweeps[1].least();
         curves_.draft = drafter_ != nullptr ? sweeps[2].least() : CostPoints();
+        settle_shapes();
     }
 
     void begin_sequences(int32_t n) {
@@ -243,13 +220,43 @@ class Measurement {
         }
     }
 
-    double time_plain(int32_t n) {
-        double ms = time_rows(n, true);
-        const int32_t n_before = ms < kSmallPass ? kSettling : 1;
-        for (int32_t i = 0; i < n_before; ++i) {
-            ms = time_rows(n, true);
+    // The first pass of a shape builds a graph and writes memory that nobody has written: half a millisecond, as much
+    // as such a pass of a small model takes. No request should pay for it, nor look as if its drafts did not.
+    void settle_shapes() {
+        constexpr int32_t kMostRows = 32; // of graphs that are kept (llama_kept_graphs.h)
+        fill_sequences(1);
+        const int32_t n_most = std::min({options_.n_rows, kMostRows, options_.n_cells - end_ - kPromptRows});
+        double last_ms = 0;
+        for (int32_t n = 1; n <= n_most && last_ms < kSmallPass; ++n) {
+            last_ms = time_rows(n, true);
+            if (drafter_ != nullptr) {
+                inject_once(n);
+            }
         }
-        return ms;
+    }
+
+    void inject_once(int32_t n) {
+        rows_.clear();
+        add_rows(0, end_, n, false);
+        (void)decode_and_inject();
+        end_ += n;
+        (void)draft_blocks(1);
+        (void)drafter_->take_times();
+        end_ -= n;
+        if (n <= target_.max_rollback()) {
+            target_.remove(0, end_);
+            drafter_->remove(0, end_);
+        } else {
+            fill_sequences(1);
+        }
+    }
+
+    double time_plain(int32_t n) {
+        const int32_t n_before = time_rows(n, true) < kSmallPass ? kSettling : 1;
+        for (int32_t i = 1; i < n_before; ++i) {
+            (void)time_rows(n, true);
+        }
+        return time_rows(n, true);
     }
 
     double time_behind_draft(int32_t n) {
@@ -359,20 +366,13 @@ class Measurement {
         if (n_rows > target_.max_rollback()) {
             return; // the context is lost with the first pass
         }
-        std::array<double, 3> samples{};
-        for (double& ms : samples) {
-            ms = time_behind_draft(n_rows);
-        }
-        std::sort(samples.begin(), samples.end());
-        curves_.verify_ms_per_row_cell = std::max(0.0, samples[1] - base_ms) / context_size(n_rows, {end_}, kRowShare);
+        const double deep_ms = median_of_three([&] { return time_behind_draft(n_rows); });
+        curves_.verify_ms_per_row_cell = std::max(0.0, deep_ms - base_ms) / context_size(n_rows, {end_}, kRowShare);
         if (drafter_ != nullptr && !curves_.draft.empty()) {
             (void)draft_blocks(1); // injects what was queued
-            for (double& ms : samples) {
-                ms = time_draft(1);
-            }
-            std::sort(samples.begin(), samples.end());
+            const double draft_ms = median_of_three([&] { return time_draft(1); });
             curves_.draft_ms_per_block_cell =
-                std::max(0.0, samples[1] - curves_.draft[0].second) / context_size(1, {end_}, 1.0);
+                std::max(0.0, draft_ms - curves_.draft[0].second) / context_size(1, {end_}, 1.0);
         }
     }
 

@@ -373,14 +373,13 @@ double CostTable::gain_of_now(bool is_of_draft) const {
     return own.size() >= kMinRatios ? std::min(1.0, own.median()) : 1.0;
 }
 
-// Each kind by its own passes: whichever is priced too low is run, and shows it. Where drafted passes were not timed
-// yet, they are taken to be half as slow as plain ones, in logarithms: priced too high they would hardly ever be run.
-// What drafted ones take beyond load says nothing of plain ones: these, priced too high, would not be run.
+// Each kind by its own passes: whichever is priced too low is run, and shows it. A kind that was not timed yet is taken
+// to be half as slow as the other one, in logarithms.
 double CostTable::slowdown(bool is_of_draft) const {
     const Ratios& own = is_of_draft ? drafted_ratios_ : plain_ratios_;
     const Ratios& other = is_of_draft ? plain_ratios_ : drafted_ratios_;
     if (own.ring.size() < kMinRatios) {
-        return is_of_draft && other.ring.size() >= kMinRatios ? std::sqrt(other.ring.median()) : 1;
+        return other.ring.size() >= kMinRatios ? std::sqrt(other.ring.median()) : 1;
     }
     if (other.ring.size() < kMinRatios) {
         return own.ring.median();

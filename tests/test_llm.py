@@ -399,3 +399,10 @@ def test_core_is_what_the_package_says():
     assert "LLM" in dir(dspark_cpp)
     with pytest.raises(AttributeError, match="has no attribute 'LMM'"):
         dspark_cpp.LMM  # noqa: B018
+
+
+def test_what_load_timed_is_no_time_of_the_first_draft() -> None:
+    with LLM.demo(n_ctx=256) as llm:
+        [answer] = llm.generate(["1 + 1 ="], SamplingParams(temperature=0.0, max_tokens=9, policy="fixed:7"))
+    assert answer.stats.n_drafted > 0
+    assert answer.stats.draft_ms > 0
