@@ -9,7 +9,15 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["default_root", "is_locked", "locked", "remove_empty_folders", "sync_folder", "write_atomically"]
+__all__ = [
+    "default_root",
+    "is_locked",
+    "list_below",
+    "locked",
+    "remove_empty_folders",
+    "sync_folder",
+    "write_atomically",
+]
 
 
 def default_root() -> Path:
@@ -61,6 +69,13 @@ def is_locked(path: Path) -> bool:
     except (BlockingIOError, FileNotFoundError):
         return True
     return False
+
+
+def list_below(folder: Path, pattern: str) -> list[Path]:
+    """Return the paths that fit a pattern in order, also while others remove folders here."""
+    while True:
+        with contextlib.suppress(FileNotFoundError):  # a folder went between its name and its contents
+            return sorted(folder.glob(pattern))
 
 
 def remove_empty_folders(folder: Path, top: Path) -> None:
