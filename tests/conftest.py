@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping
@@ -9,6 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+with contextlib.suppress(ImportError):  # the same examples in every run; --hypothesis-profile=default makes others
+    from hypothesis import HealthCheck, settings
+
+    settings.register_profile("steady", derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+    settings.load_profile("steady")
 
 DEMO = Path(__file__).parents[1] / "python" / "dspark_cpp" / "demo"
 

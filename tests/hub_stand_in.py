@@ -42,6 +42,7 @@ class Hub:
     faults: Faults = field(default_factory=Faults)
     ranges: list[str | None] = field(default_factory=list)
     n_bytes_sent: int = 0
+    n_left: int = 0  # clients that hung up in the middle of a file
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -122,6 +123,7 @@ class Handler(BaseHTTPRequestHandler):
                 self.wfile.write(data[pos : pos + _CHUNK_BYTES])
             except OSError:
                 self.close_connection = True
+                self.hub.n_left += 1
                 return
             n_sent += len(data[pos : pos + _CHUNK_BYTES])
             self.hub.n_bytes_sent += len(data[pos : pos + _CHUNK_BYTES])
