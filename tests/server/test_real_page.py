@@ -90,7 +90,7 @@ def test_figures_are_those_of_the_answer(tab: Any) -> None:
     speed = float(tab.locator("#speed").inner_text())
     text = tab.locator("#ratio").inner_text()
     ratio, plain = map(float, re.search(r"([\d.]+) times plain .* makes ([\d.]+) tokens/s", text).groups())
-    assert ratio == pytest.approx(speed / plain, abs=0.006)  # rounded to two digits
+    assert ratio == pytest.approx(speed / plain, abs=0.02)  # rounded to two digits, speeds to one
     assert float(tab.locator("#accepted").inner_text()) > 1
     text = tab.locator("#plan-text").inner_text()
     rounds, drafted, verified, accepted = map(

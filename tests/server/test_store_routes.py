@@ -143,7 +143,7 @@ def test_upload_cut_by_kill_9_leaves_nothing_half(tmp_path: Path, demo_target: P
             assert http.head(f"/api/blobs/{digest}").status_code == 404
         assert client.create_blob(demo_target) == digest
         client.create(model="whole", files={"t.gguf": digest})
-        assert client.generate("whole", "x", options={"num_predict": 2}).eval_count == 2
+        assert client.generate("whole", QUESTION, options=GREEDY).eval_count == 20
 
 
 def create_until_it_ends(url: str) -> None:
