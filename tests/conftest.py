@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 
-with contextlib.suppress(ImportError):  # the same examples in every run; --hypothesis-profile=default makes others
+with contextlib.suppress(ImportError):  # the same examples in every run; --hypothesis-profile=random makes others
     from hypothesis import HealthCheck, settings
 
-    settings.register_profile("steady", derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+    for name, is_same in (("steady", True), ("random", False)):
+        untimed = {"deadline": None, "suppress_health_check": list(HealthCheck)}
+        settings.register_profile(name, derandomize=is_same, **untimed)
     settings.load_profile("steady")
 
 DEMO = Path(__file__).parents[1] / "python" / "dspark_cpp" / "demo"

@@ -14,7 +14,7 @@ __all__ = [
     "is_locked",
     "list_below",
     "locked",
-    "remove_empty_folders",
+    "remove_file",
     "sync_folder",
     "write_atomically",
 ]
@@ -78,8 +78,11 @@ def list_below(folder: Path, pattern: str) -> list[Path]:
             return sorted(folder.glob(pattern))
 
 
-def remove_empty_folders(folder: Path, top: Path) -> None:
-    """Remove a folder and those above it while they are empty, but not `top`."""
+def remove_file(path: Path, top: Path) -> None:
+    """Remove a file, and the folders above it while they are empty, but not `top`."""
+    path.unlink()
+    folder = path.parent
+    sync_folder(folder)
     while folder != top and not any(folder.iterdir()):
         folder.rmdir()
         folder = folder.parent
