@@ -103,7 +103,7 @@ def test_a_client_that_leaves_stops_its_pull(tmp_path: Path, hub: Hub) -> None:
     with start(tmp_path, hub) as server, server.client() as client:
         with client.stream("POST", "/api/pull", json={"model": "me/tiny"}) as answer:
             read_until(answer.iter_lines(), 1_000_000, hub)
-        wait_until(lambda: hub.n_left == 1)
+        wait_until(lambda: hub.n_left > 0)
         assert client.get("/health").status_code == 200
 
 
