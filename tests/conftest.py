@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping
@@ -9,6 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+with contextlib.suppress(ImportError):  # the same examples in every run; --hypothesis-profile=random makes others
+    from hypothesis import HealthCheck, settings
+
+    for name, is_same in (("steady", True), ("random", False)):
+        untimed = {"deadline": None, "suppress_health_check": list(HealthCheck)}
+        settings.register_profile(name, derandomize=is_same, **untimed)
+    settings.load_profile("steady")
 
 DEMO = Path(__file__).parents[1] / "python" / "dspark_cpp" / "demo"
 

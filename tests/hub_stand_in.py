@@ -42,6 +42,13 @@ class Hub:
     faults: Faults = field(default_factory=Faults)
     ranges: list[str | None] = field(default_factory=list)
     n_bytes_sent: int = 0
+    n_left: int = 0  # clients that hung up in the middle of a file
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def count(self, n_bytes: int) -> None:
+        """Count what is about to be sent: whoever has received it finds it counted."""
+        with self.lock:
+            self.n_bytes_sent += n_bytes
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -118,13 +125,15 @@ class Handler(BaseHTTPRequestHandler):
             if faults.drop_after_bytes is not None and n_sent >= faults.drop_after_bytes:
                 self.close_connection = True
                 return
+            chunk = data[pos : pos + _CHUNK_BYTES]
+            n_sent += len(chunk)
+            self.hub.count(len(chunk))
             try:
-                self.wfile.write(data[pos : pos + _CHUNK_BYTES])
+                self.wfile.write(chunk)
             except OSError:
                 self.close_connection = True
+                self.hub.n_left += 1
                 return
-            n_sent += len(data[pos : pos + _CHUNK_BYTES])
-            self.hub.n_bytes_sent += len(data[pos : pos + _CHUNK_BYTES])
             time.sleep(faults.seconds_per_chunk)
 
 

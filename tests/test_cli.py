@@ -167,7 +167,7 @@ class Terminal:
     def interrupt(self) -> None:
         self._process.send_signal(2)
 
-    def read_until(self, text: str, seconds: float = 120) -> str:
+    def read_until(self, text: str, seconds: float = 300) -> str:
         deadline = time.monotonic() + seconds
         while text not in self._unread:
             assert time.monotonic() < deadline, self._unread
@@ -182,7 +182,7 @@ class Terminal:
             self._unread += os.read(self._ours, 4096).decode("utf-8", "replace")
 
     def wait(self) -> int:
-        status = self._process.wait(120)
+        status = self._process.wait(300)
         os.close(self._ours)
         return status
 
@@ -208,7 +208,8 @@ def test_chat_leaves_at_the_end_of_input():
 
 
 def test_chat_ctrl_c_stops_the_answer_only():
-    terminal = Terminal("-t", 5, "--raw", "--n-ctx", 4000)
+    # It repeats itself to the end of the context: more than a terminal that nobody reads holds.
+    terminal = Terminal("-t", 0, "--repetition-penalty", 0.01, "--raw", "--n-ctx", 4000)
     terminal.read_until(">>> ")
     terminal.type("One\n")
     terminal.read_until("One")

@@ -34,7 +34,7 @@ def run(llm: LLM, params: SamplingParams, grammar: _core.Grammar) -> tuple[str, 
     llm.submit(prompt, params, inbox.put, grammar=grammar)
     tokens: list[int] = []
     while True:
-        event = inbox.get(timeout=60)
+        event = inbox.get(timeout=300)
         tokens += event.tokens
         if event.finish_reason is not None:
             return llm.detokenize(tokens), event

@@ -170,7 +170,7 @@ def test_the_next_turn_goes_on_from_the_state(hybrid: Hybrid) -> None:
 def test_costs_can_be_measured(hybrid: Hybrid) -> None:
     """Passes longer than the states go back are timed too."""
     engine = hybrid.engine(policy="adaptive", n_parallel=2)
-    curves = engine.measure_costs(budget_ms=2000.0)
+    curves = engine.measure_costs(budget_ms=1e6)  # a machine that stands still meanwhile leaves no size out
     assert max(size for size, _ in curves["verify"]) == 2 * (BLOCK + 1)
     assert curves["draft"]
     hybrid.check(run(engine, hybrid.prompts, lambda i: greedy(N_TOKENS)))

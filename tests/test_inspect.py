@@ -349,12 +349,12 @@ BAD_HEADERS = {
 def test_inspect_bad_header_is_one_error(tmp_path: Path, raw: bytes, message: str) -> None:
     file = tmp_path / "bad.gguf"
     file.write_bytes(raw)
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(ModelLoadError) as caught:
         summarize(file)
     assert str(caught.value).startswith(f"cannot read {file}: ")
     assert message in str(caught.value)
-    assert time.perf_counter() - start < 1.0
+    assert time.process_time() - start < 1.0  # milliseconds are usual
 
 
 def test_inspect_directory_is_refused(tmp_path: Path) -> None:
@@ -393,10 +393,10 @@ def test_inspect_random_damage_is_an_error_or_a_summary(
 
 def test_inspect_large_vocabulary_is_fast(tmp_path: Path) -> None:
     target = write_target(tmp_path / "big.gguf", vocab=152_000, d_model=1)
-    start = time.perf_counter()
+    start = time.process_time()
     summarize(target)
-    # About 50 ms are usual; an official reader that decodes every token takes seconds.
-    assert time.perf_counter() - start < 1.0
+    # About 50 ms of computing are usual; an official reader that decodes every token takes seconds.
+    assert time.process_time() - start < 1.0
 
 
 def test_inspect_unknown_tensor_type_is_shown_by_number(tmp_path: Path) -> None:

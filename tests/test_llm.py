@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import threading
-import time
 from dataclasses import replace
 
 import pytest
@@ -15,6 +14,7 @@ pytest.importorskip("dspark_cpp._core")
 from dspark_cpp import LLM, ContextFullError, ModelLoadError, QueueFullError, SamplingParams, _core
 from dspark_cpp.chat import render_chat
 from dspark_cpp.engine_loop import RequestGroup
+from waiting import LIMIT_S, wait_until
 
 GREEDY = SamplingParams(temperature=0, max_tokens=64)
 ENDLESS = SamplingParams(temperature=0, max_tokens=100_000, ignore_eos=True)
@@ -30,13 +30,6 @@ def prompts(llm, questions):
 
 def tokens_of(completions):
     return [completion.token_ids for completion in completions]
-
-
-def wait_until(condition, seconds=60.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 # ---- answers ----
@@ -192,7 +185,7 @@ def test_stream_joins_to_the_same_answer(llm, prompts):
 
 def test_stream_comes_in_rounds(llm, prompts):
     chunks = list(llm.stream(prompts[0], replace(GREEDY, ignore_eos=True)))
-    assert len(chunks) == chunks[-1].stats.n_rounds + 1  # and the prefill's
+    assert 1 < len(chunks) <= chunks[-1].stats.n_rounds + 1  # and the prefill's; short rounds share a turn
 
 
 def test_stream_splits_characters_only_between_chunks(llm, prompts):
@@ -248,7 +241,7 @@ def test_stop_string_ends_the_request_in_the_engine(llm, prompts):
     stop = whole.text[5:8]
     [cut] = llm.generate(prompts[0], replace(ENDLESS, stop=stop))
     assert cut.text == whole.text[: whole.text.find(stop)]
-    assert cut.stats.n_committed < 200  # it did not run on to the end of the context
+    assert cut.stats.n_committed < 400  # it did not run on to the end of the context
 
 
 # ---- chat ----
@@ -281,7 +274,7 @@ def test_threads_get_the_answers_they_would_get_alone(llm, prompts):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(300)
+        thread.join(LIMIT_S)
     assert found == {index: expected[index % len(prompts)] for index in range(8)}
 
 

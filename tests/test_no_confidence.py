@@ -62,7 +62,7 @@ def test_benchmark_runs(no_confidence_drafter: Path, demo_target: Path, tmp_path
     options = "--concurrency 2 --temperatures 1 --domains chat --policies adaptive,threshold:0.5 --n-tokens 16"
     options += " --repeats 1 --n-threads 1"
     result = subprocess.run(
-        [*command, *options.split(), "--json", str(report)], capture_output=True, text=True, timeout=120
+        [*command, *options.split(), "--json", str(report)], capture_output=True, text=True, timeout=300
     )
     assert result.returncode == 0, result.stderr
     text = json.dumps(json.loads(report.read_text(encoding="utf-8")))

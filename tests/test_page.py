@@ -9,18 +9,21 @@ from typing import Any
 
 import pytest
 from server.page_stand_in import WEB, Page, serve_page
+from waiting import LIMIT_S, wait_until
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="the page needs the playwright package to be tried")
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+LIMIT_MS = LIMIT_S * 1000
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="the page needs Chromium: apt-get install chromium")
-SHORT_MS = 10_000
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        arguments = ["--no-sandbox", "--disable-gpu"]
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments, timeout=LIMIT_MS)
+        sync_api.expect.set_options(timeout=LIMIT_MS)
         yield browser
         browser.close()
 
@@ -39,15 +42,19 @@ def errors() -> list[str]:
 
 @pytest.fixture
 def tab(browser: Any, server: Page, errors: list[str]) -> Iterator[Any]:
-    context = browser.new_context(viewport={"width": 1200, "height": 800})
-    context.set_default_timeout(SHORT_MS)
-    tab = context.new_page()
+    tab = open_tab(browser, viewport={"width": 1200, "height": 800})
     tab.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
     tab.on("pageerror", lambda error: errors.append(str(error)))
     tab.goto(server.url)
     tab.wait_for_selector("#model:not([disabled])")
     yield tab
-    context.close()
+    tab.context.close()
+
+
+def open_tab(browser: Any, **options: Any) -> Any:
+    context = browser.new_context(**options)
+    context.set_default_timeout(LIMIT_MS)
+    return context.new_page()
 
 
 def ask(tab: Any, text: str) -> None:
@@ -56,11 +63,13 @@ def ask(tab: Any, text: str) -> None:
 
 
 def test_answer_streams_with_drafted_words_marked(tab: Any, server: Page, errors: list[str]) -> None:
+    server.seconds_per_round = 1.0  # slow enough for any browser
     ask(tab, "What is a whale?")
     tab.wait_for_selector(".assistant .drafted")
     assert tab.locator("#stop").is_visible()
     assert tab.locator(".facts").count() == 0
     first = tab.locator(".assistant .text").inner_text()
+    server.seconds_per_round = 0.0
     tab.wait_for_selector(".facts")
     assert len(tab.locator(".assistant .text").inner_text()) > len(first)
     assert tab.locator(".user").inner_text() == "What is a whale?"
@@ -114,15 +123,14 @@ def test_figures_show_speed_accepted_length_and_schedule(tab: Any) -> None:
 
 
 def test_stop_cancels_the_request_and_keeps_what_came(tab: Any, server: Page) -> None:
-    server.seconds_per_round = 0.2
+    server.seconds_per_round = 1.0  # slow enough for any browser
     ask(tab, "go")
     tab.wait_for_selector(".assistant .drafted")
     tab.click("#stop")
     tab.wait_for_selector("#send:visible")
     assert "Stopped." in tab.locator(".facts").inner_text()
     assert "small car" not in tab.locator(".assistant .text").inner_text()
-    tab.wait_for_timeout(600)
-    assert server.n_cancelled == 1
+    wait_until(lambda: server.n_cancelled == 1)
     server.seconds_per_round = 0.0
     ask(tab, "again")
     tab.wait_for_selector("article:nth-of-type(4) .facts")
@@ -130,7 +138,7 @@ def test_stop_cancels_the_request_and_keeps_what_came(tab: Any, server: Page) ->
 
 
 def test_escape_stops_as_well(tab: Any, server: Page) -> None:
-    server.seconds_per_round = 0.2
+    server.seconds_per_round = 1.0  # slow enough for any browser
     ask(tab, "go")
     tab.wait_for_selector(".assistant .drafted")
     tab.keyboard.press("Escape")
@@ -192,23 +200,23 @@ def test_errors_are_told_and_the_page_goes_on(tab: Any, server: Page) -> None:
 
 def test_key_is_asked_for_and_kept_for_the_session(browser: Any, server: Page) -> None:
     server.key = "secret"
-    tab = browser.new_context().new_page()
+    tab = open_tab(browser)
     tab.goto(server.url)
-    tab.wait_for_selector("#key:visible", timeout=SHORT_MS)
+    tab.wait_for_selector("#key:visible")
     tab.fill("#key", "wrong")
     tab.keyboard.press("Enter")
     sync_api.expect(tab.locator("#key")).to_have_value("")  # asked again
     tab.fill("#key", "secret")
     tab.click("#key-dialog button[value=ok]")
-    tab.wait_for_selector("#model:not([disabled])", timeout=SHORT_MS)
+    tab.wait_for_selector("#model:not([disabled])")
     tab.reload()
-    tab.wait_for_selector("#model:not([disabled])", timeout=SHORT_MS)
+    tab.wait_for_selector("#model:not([disabled])")
     tab.context.close()
 
 
 def test_server_without_models_says_how_to_get_one(browser: Any, server: Page) -> None:
     server.models = []
-    tab = browser.new_context().new_page()
+    tab = open_tab(browser)
     tab.goto(server.url)
     sync_api.expect(tab.locator("#empty-text")).to_contain_text("dspark pull")
     tab.fill("#prompt", "hello")
@@ -244,7 +252,7 @@ def test_text_stands_out_from_its_ground_in_both_schemes(browser: Any, server: P
     })"""
     for scheme in ("light", "dark"):
         server.seconds_per_round = 0.0
-        tab = browser.new_context(color_scheme=scheme).new_page()
+        tab = open_tab(browser, color_scheme=scheme)
         tab.goto(server.url)
         tab.wait_for_selector("#model:not([disabled])")
         ask(tab, "go")

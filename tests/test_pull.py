@@ -5,16 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hub_stand_in import REVISION, Hub, serve_hub
+from waiting import wait_until
 
 pytest.importorskip("huggingface_hub")
 
@@ -125,17 +124,17 @@ def test_pull_that_is_stopped_goes_on_later(store: Store, hub: Hub) -> None:
     store.check(store.get("me/tiny"))
 
 
-def test_pull_killed_midway_leaves_the_store_whole_and_goes_on(store: Store, hub: Hub) -> None:
+def test_pull_killed_midway_leaves_the_store_whole_and_goes_on(store: Store, hub: Hub, demo_target: Path) -> None:
     hub.faults.seconds_per_chunk = 0.02
     code = f"from dspark_cpp.store import Store\nlist(Store({str(store.root)!r}).pull('me/tiny'))"
     process = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "HF_ENDPOINT": hub.url})
     partials = store.root / "partial"
-    deadline = time.monotonic() + 60
-    while not (partials.is_dir() and any(path.stat().st_size > 1 << 20 for path in partials.iterdir())):
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
+    partial = partials / digest_of(demo_target.read_bytes()).replace(":", "-")
+    wait_until(lambda: hub.n_bytes_sent > 3 << 20)
+    hub.faults.seconds_per_chunk = 1.0  # the rest would take minutes
+    wait_until(lambda: partial.stat().st_size > 1 << 20 or process.poll() is not None)
+    assert process.poll() is None
+    process.kill()
     process.wait()
     assert store.list() == ()
     assert store.collect(min_age_s=-1.0) == 0  # what was fetched is kept for the next pull

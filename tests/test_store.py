@@ -23,6 +23,7 @@ from dspark_cpp.errors import (
     StoreError,
 )
 from dspark_cpp.store import Manifest, ModelName, Store, checked_digest, model_files
+from dspark_cpp.store import blobs as blobs_module
 
 TESTS = Path(__file__).parent
 EVIL_NAMES = [
@@ -379,10 +380,44 @@ def test_blob_that_goes_while_it_is_read_is_named(
     assert not store.list()
 
 
+def test_list_goes_on_when_a_model_goes_meanwhile(
+    store: Store, pair: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.copy("pair", "other")
+    scandir = os.scandir
+
+    def delete_and_scan(path: str | Path) -> Iterator[os.DirEntry[str]]:
+        if Path(path).name == "other":  # its name has been read, its contents have not
+            monkeypatch.setattr(os, "scandir", scandir)
+            store.delete("other")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", delete_and_scan)
+    assert "pair:latest" in [model.name for model in store.list()]
+
+
+def test_collect_goes_on_when_a_download_ends_meanwhile(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    digest = digest_of(b"12")
+    listed = blobs_module._files
+
+    def list_and_end(folder: Path) -> list[Path]:
+        paths = listed(folder)
+        for path in paths if folder.name == "partial" else []:
+            path.rename(store.blobs.path(digest))
+        return paths
+
+    with store.blobs.partial(digest) as file:
+        file.write(b"12")
+    (store.root / "blobs").mkdir()
+    monkeypatch.setattr(blobs_module, "_files", list_and_end)
+    assert store.collect() == 0
+    assert store.blobs.has(digest)
+
+
 def test_kill_at_every_file_operation_leaves_the_store_whole(
     tmp_path: Path, demo_target: Path, demo_drafter: Path
 ) -> None:
     command = [sys.executable, TESTS / "crash_store.py", tmp_path / "models", demo_target, demo_drafter]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert int(done.stdout) > 50  # opens, renames, locks: fewer would mean that they are no longer seen

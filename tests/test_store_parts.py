@@ -8,7 +8,7 @@ import pytest
 from conftest import rewrite
 from dspark_cpp.errors import BlobError
 from dspark_cpp.store import Store
-from dspark_cpp.store.parts import in_order
+from dspark_cpp.store.parts import collect_links, in_order, linked_path
 from test_store import keep
 
 
@@ -39,6 +39,22 @@ def test_split_target_is_found_as_a_whole(store: Store, tmp_path: Path, demo_tar
     store.delete("blobs")
     store.collect()
     assert list((store.root / "links").iterdir()) == []
+
+
+def test_links_are_made_again_when_they_are_collected_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blobs = [tmp_path / "blobs" / name for name in "ab"]
+    symlink_to = Path.symlink_to
+
+    def collect_and_link(link: Path, target: str) -> None:
+        monkeypatch.setattr(Path, "symlink_to", symlink_to)
+        collect_links(tmp_path / "links", [])
+        link.symlink_to(target)
+
+    monkeypatch.setattr(Path, "symlink_to", collect_and_link)
+    first = linked_path(tmp_path / "links", blobs)
+    assert [path.readlink().name for path in sorted(first.parent.iterdir())] == ["a", "b"]
 
 
 def test_parts_must_be_complete() -> None:

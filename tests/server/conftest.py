@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from waiting import LIMIT_S, wait_until
 
 httpx = pytest.importorskip("httpx")
 
@@ -31,6 +32,15 @@ WEATHER_TOOL = {
 }
 
 
+# A text that repeats its last token for ever, and loses its beginning where the context is full.
+ENDLESS = {
+    "model": "demo",
+    "prompt": "Count.",
+    "raw": True,
+    "options": {"temperature": 0, "num_predict": -1, "repeat_penalty": 0.01, "repeat_last_n": 1},
+}
+
+
 @dataclass
 class Server:
     """A running server."""
@@ -41,13 +51,19 @@ class Server:
 
     def client(self, **options: object) -> httpx.Client:
         """Return a client for it."""
-        return httpx.Client(base_url=self.url, timeout=60, **options)
+        return httpx.Client(base_url=self.url, timeout=LIMIT_S, **options)
 
     @property
     def metrics(self) -> dict[str, float]:
         """Figures by name and labels."""
-        lines = httpx.get(f"{self.url}/metrics").text.splitlines()
+        lines = httpx.get(f"{self.url}/metrics", timeout=LIMIT_S).text.splitlines()
         return {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in lines if not line.startswith("#")}
+
+    @property
+    def n_busy(self) -> float:
+        """Places in use and requests that wait."""
+        figures = self.metrics
+        return sum(value for name, value in figures.items() if name.startswith(("dspark_running{", "dspark_queued{")))
 
 
 @contextlib.contextmanager
@@ -71,15 +87,11 @@ def run_server(folder: Path, *arguments: str, **environment: str) -> Iterator[Se
 
 
 def _wait_for_url(process: subprocess.Popen[str], log: Path) -> str:
-    import time
-
-    for _ in range(600):
-        if found := re.search(r"listening on (https?://[\w.:\[\]-]+)", log.read_text()):
-            return found[1]
-        if process.poll() is not None:
-            break
-        time.sleep(0.05)
-    raise AssertionError(f"the server did not start: {log.read_text()}")
+    address = re.compile(r"listening on (https?://[\w.:\[\]-]+)")
+    wait_until(lambda: address.search(log.read_text()) or process.poll() is not None)
+    found = address.search(log.read_text())
+    assert found, f"the server did not start: {log.read_text()}"
+    return found[1]
 
 
 @pytest.fixture(scope="session")

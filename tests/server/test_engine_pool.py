@@ -13,6 +13,7 @@ from dspark_cpp.server.allocator import return_free_memory
 from dspark_cpp.server.engine_pool import EnginePool
 from dspark_cpp.server.problems import Problem
 from dspark_cpp.server.settings import ServerConfig
+from waiting import LIMIT_S
 
 
 class Pool(EnginePool):
@@ -42,6 +43,18 @@ async def visit(pool, name, seconds, order, n_ctx=0):
         await asyncio.sleep(seconds)
 
 
+async def stay(pool, name, order, until):
+    async with pool.use(name):
+        order.append(name)
+        await until.wait()
+
+
+async def happens(holds):
+    async with asyncio.timeout(LIMIT_S):
+        while not holds():
+            await asyncio.sleep(0)
+
+
 def test_a_busy_model_does_not_keep_others_out():
     async def work():
         pool, order, tasks = Pool(), [], []
@@ -50,7 +63,7 @@ def test_a_busy_model_does_not_keep_others_out():
             if len(tasks) == 5:
                 other = asyncio.ensure_future(visit(pool, "b", 0.01, order))
             await asyncio.sleep(0.02)
-        await asyncio.wait_for(other, 2)
+        await asyncio.wait_for(other, LIMIT_S)
         assert order.index("b") < 10
         await asyncio.gather(*tasks)
         assert pool.loaded == ["a", "b", "a"]
@@ -64,8 +77,12 @@ def test_room_is_made_for_what_a_model_took_before():
 
     async def work():
         pool, order = Pool(size=1), []
-        await asyncio.gather(visit(pool, "a", 0.1, order), visit(pool, "b", 0.1, order))
+        leave = asyncio.Event()
+        both = [asyncio.ensure_future(stay(pool, name, order, leave)) for name in "ab"]
+        await happens(lambda: len(order) == 2)
         assert len(pool.models) == 2
+        leave.set()
+        await asyncio.gather(*both)
         for name in "ab":
             pool._models.pop(name)
         await asyncio.gather(visit(pool, "a", 0.1, order), visit(pool, "b", 0.1, order))
@@ -88,9 +105,15 @@ def test_one_load_serves_all_who_wait_for_it():
 def test_a_longer_context_waits_until_the_model_is_free():
     async def work():
         pool, order = Pool(), []
-        first = asyncio.ensure_future(visit(pool, "a", 0.1, order))
-        await asyncio.sleep(0.03)
-        await asyncio.wait_for(visit(pool, "a", 0, order, n_ctx=2048), 2)
+        leave = asyncio.Event()
+        first = asyncio.ensure_future(stay(pool, "a", order, leave))
+        await happens(lambda: order)
+        longer = asyncio.ensure_future(visit(pool, "a", 0, order, n_ctx=2048))
+        await happens(lambda: pool.n_waiting == 1)
+        await asyncio.sleep(0.05)
+        assert order == ["a"]
+        leave.set()
+        await asyncio.wait_for(longer, LIMIT_S)
         assert first.done()
         assert pool.loaded == ["a", "a"]
         for n_ctx in (10**6, 4096, 10**6):  # more than it was trained for is no reason to load it again
@@ -103,18 +126,46 @@ def test_a_longer_context_waits_until_the_model_is_free():
 def test_the_line_is_bounded_and_leaving_it_frees_the_place():
     async def work():
         pool, order = Pool(max_queue=2), []
-        holder = asyncio.ensure_future(visit(pool, "a", 0.2, order))
-        await asyncio.sleep(0.05)
+        leave = asyncio.Event()
+        holder = asyncio.ensure_future(stay(pool, "a", order, leave))
+        await happens(lambda: order)
         waiting = [asyncio.ensure_future(visit(pool, "b", 0, order)) for _ in range(2)]
-        await asyncio.sleep(0.01)
+        await happens(lambda: pool.n_waiting == 2)
         with pytest.raises(Problem, match="maximum pending requests"):
             await visit(pool, "b", 0, order)
         waiting[0].cancel()
-        await asyncio.sleep(0.01)
-        assert pool.n_waiting == 1
-        await visit(pool, "b", 0, order)
-        await asyncio.gather(holder, waiting[1])
+        await happens(lambda: pool.n_waiting == 1)
+        waiting.append(asyncio.ensure_future(visit(pool, "b", 0, order)))
+        await happens(lambda: pool.n_waiting == 2)
+        leave.set()
+        await asyncio.gather(holder, *waiting[1:])
         assert pool.loaded == ["a", "b"]
+
+    asyncio.run(work())
+
+
+def test_a_model_that_is_taken_while_another_is_unloaded_stays():
+    async def work():
+        pool, order, tasks = Pool(size=1), [], []
+        leave = asyncio.Event()
+        both = [asyncio.ensure_future(stay(pool, name, order, leave)) for name in "ab"]
+        await happens(lambda: len(order) == 2)
+        leave.set()
+        await asyncio.gather(*both)
+
+        async def close():
+            leave.clear()
+            tasks.append(asyncio.ensure_future(stay(pool, "b", order, leave)))
+            await happens(lambda: len(order) == 3)
+
+        pool._models["a"].close = close
+        for model in pool.models:
+            model.expires_in = 0.0
+        async with pool._changed:
+            await pool._unload_expired()
+        assert [model.entry.name for model in pool.models] == ["b"]
+        leave.set()
+        await asyncio.gather(*tasks)
 
     asyncio.run(work())
 

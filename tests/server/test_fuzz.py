@@ -11,7 +11,7 @@ from dspark_cpp.server import ollama_api, openai_api  # noqa: E402
 from dspark_cpp.server.fields import Fields  # noqa: E402
 from dspark_cpp.server.problems import BadRequestError  # noqa: E402
 from dspark_cpp.server.settings import Limits  # noqa: E402
-from hypothesis import HealthCheck, given, settings  # noqa: E402
+from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 LIMITS = Limits()
@@ -48,7 +48,7 @@ OPENAI = st.fixed_dictionaries(
 )  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(OLLAMA, st.booleans())
 def test_ollama_bodies_are_read_or_refused(body, is_chat):
     try:
@@ -59,7 +59,7 @@ def test_ollama_bodies_are_read_or_refused(body, is_chat):
         return  # refused; any other exception is the finding
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(OPENAI, st.booleans())
 def test_openai_bodies_are_read_or_refused(body, is_chat):
     read = openai_api.read_chat if is_chat else openai_api.read_completion
@@ -76,7 +76,7 @@ def bounded(body: dict) -> dict:
     return body | {"options": options | {"num_predict": 3}, "max_tokens": 3, "n": 1}
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80)
 @given(
     body=OLLAMA | OPENAI,
     path=st.sampled_from(["/api/chat", "/api/generate", "/api/embed", "/api/show", "/v1/chat/completions", "/v1/completions",

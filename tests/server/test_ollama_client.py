@@ -6,6 +6,7 @@ import json
 
 import pytest
 from conftest import DEMO
+from waiting import wait_until
 
 from .conftest import QUESTION, WEATHER_TOOL
 
@@ -85,19 +86,8 @@ def test_list_show_ps(client):
 def test_empty_prompts_load_and_unload(client):
     assert client.generate(model="demo", prompt="").done_reason == "load"
     assert client.chat(model="demo", messages=[], keep_alive=0).done_reason == "unload"
-    assert wait_until(lambda: client.ps().models == [])
+    wait_until(lambda: client.ps().models == [])
     assert client.generate(model="demo", prompt="").done_reason == "load"
-
-
-def wait_until(holds, seconds=10.0):
-    """Wait for something that follows soon."""
-    import time
-
-    for _ in range(int(seconds / 0.05)):
-        if holds():
-            return True
-        time.sleep(0.05)
-    return False
 
 
 def test_create_copy_delete(client):

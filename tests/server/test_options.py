@@ -6,10 +6,12 @@ import json
 import math
 
 import pytest
+from waiting import wait_until
 
 from .conftest import QUESTION, run_server
 
 ASK = [{"role": "user", "content": QUESTION}]
+GREEDY = {"temperature": 0}
 GENERATE = {"model": "demo", "prompt": QUESTION, "stream": False}
 CHAT = {"model": "demo", "messages": ASK, "temperature": 0, "max_tokens": 12}
 COMPLETE = {"model": "demo", "prompt": "def add(", "max_tokens": 6}
@@ -67,7 +69,8 @@ def test_fields_about_the_service_are_not(server):
 def test_num_predict(http):
     for n, expected in ((3, 3), (1, 1)):
         assert (
-            http.post("/api/generate", json=GENERATE | {"options": {"num_predict": n}}).json()["eval_count"] == expected
+            http.post("/api/generate", json=GENERATE | {"options": GREEDY | {"num_predict": n}}).json()["eval_count"]
+            == expected
         )
     for n in (0, -1, -2):  # as in Ollama: no limit
         options = {"num_predict": n, "temperature": 0, "num_ctx": 64}
@@ -138,12 +141,9 @@ def test_keep_alive_that_is_none(http, value):
 
 def test_keep_alive_zero_unloads_after_the_answer(tmp_path):
     with run_server(tmp_path, "--demo", "--no-store") as server, server.client() as client:
-        answer = client.post("/api/generate", json=GENERATE | {"keep_alive": 0, "options": {"num_predict": 2}})
+        answer = client.post("/api/generate", json=GENERATE | {"keep_alive": 0, "options": GREEDY | {"num_predict": 2}})
         assert answer.json()["eval_count"] == 2
-        for _ in range(100):
-            if client.get("/api/ps").json()["models"] == []:
-                break
-        assert client.get("/api/ps").json()["models"] == []
+        wait_until(lambda: client.get("/api/ps").json()["models"] == [])
 
 
 def test_formats_that_nothing_can_keep_to_are_the_clients_mistake(http):
@@ -225,7 +225,7 @@ def test_create_refuses_what_it_cannot_do(http, name):
 
 
 def test_best_of_shows_the_likeliest(http):
-    body = COMPLETE | {"temperature": 1.5, "logprobs": 0, "n": 5, "best_of": 8}
+    body = COMPLETE | {"temperature": 1.5, "seed": 1, "logprobs": 0, "n": 5, "best_of": 8}
     found = http.post("/v1/completions", json=body).json()
     likelihoods = []
     for choice in found["choices"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 from conftest import DEMO
+from waiting import LIMIT_S, wait_until
 
 from .conftest import QUESTION, Server, run_server
 
@@ -16,7 +18,8 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="the page needs the
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="the page needs Chromium: apt-get install chromium")
-# The pair answers within a tenth of a second: only the page itself is quick enough to press Stop.
+NUMBERS = {"type": "array", "items": {"type": "integer"}, "minItems": 700}
+# Even a long answer of the pair is over within a second: only the page itself is quick enough to press Stop.
 STOP_AT_FIRST_DRAFT = """n => new MutationObserver((_, observer) => {
     if (!document.querySelectorAll('.assistant .text')[n - 1]?.textContent) return;
     observer.disconnect();
@@ -37,7 +40,7 @@ def browser() -> Iterator[Any]:
     arguments = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
     arguments += ["--disable-background-networking", "--disable-component-update"]
     with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments, timeout=LIMIT_S * 1000)
         yield browser
         browser.close()
 
@@ -45,7 +48,7 @@ def browser() -> Iterator[Any]:
 @pytest.fixture
 def tab(browser: Any, two_models: Server) -> Iterator[Any]:
     context = browser.new_context(viewport={"width": 1200, "height": 800})
-    context.set_default_timeout(30_000)
+    context.set_default_timeout(LIMIT_S * 1000)
     tab = context.new_page()
     errors: list[str] = []
     tab.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
@@ -65,6 +68,11 @@ def ask(tab: Any, text: str, n: int = 1) -> Any:
     return tab.locator(f".assistant >> nth={n - 1}")
 
 
+def lengthen(route: Any) -> None:
+    """Pass a question on that asks for a long answer."""
+    route.continue_(post_data=json.dumps(json.loads(route.request.post_data) | {"format": NUMBERS}))
+
+
 def test_answer_is_the_servers_and_drafted_words_are_marked(tab: Any, two_models: Server) -> None:
     tab.fill("#temperature", "0")
     answer = ask(tab, QUESTION)
@@ -82,7 +90,7 @@ def test_figures_are_those_of_the_answer(tab: Any) -> None:
     speed = float(tab.locator("#speed").inner_text())
     text = tab.locator("#ratio").inner_text()
     ratio, plain = map(float, re.search(r"([\d.]+) times plain .* makes ([\d.]+) tokens/s", text).groups())
-    assert ratio == pytest.approx(speed / plain, abs=0.006)  # rounded to two digits
+    assert ratio == pytest.approx(speed / plain, abs=0.02)  # rounded to two digits, speeds to one
     assert float(tab.locator("#accepted").inner_text()) > 1
     text = tab.locator("#plan-text").inner_text()
     rounds, drafted, verified, accepted = map(
@@ -96,16 +104,17 @@ def test_figures_are_those_of_the_answer(tab: Any) -> None:
 
 
 def test_stop_keeps_what_came_and_frees_the_place(tab: Any, two_models: Server) -> None:
-    for n in range(1, 11):  # a whole answer takes some 20 ms: the click may come too late
+    tab.route("**/api/chat", lengthen)
+    for n in range(1, 11):  # the click may still come too late
         tab.evaluate(STOP_AT_FIRST_DRAFT, n)
         stopped = ask(tab, "Write a Python class for a tank.", n)
         if "Stopped." in stopped.locator(".facts").inner_text():
             break
+    tab.unroute("**/api/chat")
     assert "Stopped." in stopped.locator(".facts").inner_text()
     assert stopped.locator(".text").inner_text()
     assert "Stopped." not in ask(tab, "Tell me about cats.", n + 1).locator(".facts").inner_text()
-    figures = two_models.metrics
-    assert sum(n for name, n in figures.items() if name.startswith(("dspark_running{", "dspark_queued{"))) == 0
+    wait_until(lambda: two_models.n_busy == 0)
 
 
 def test_model_is_switched(tab: Any, two_models: Server) -> None:
@@ -123,6 +132,7 @@ def test_model_is_switched(tab: Any, two_models: Server) -> None:
 @pytest.mark.parametrize("width", [390, 1200])
 def test_nothing_is_cut_off(browser: Any, two_models: Server, scheme: str, width: int) -> None:
     context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 800})
+    context.set_default_timeout(LIMIT_S * 1000)
     tab = context.new_page()
     tab.goto(two_models.url)
     tab.wait_for_selector("#model:not([disabled])")

@@ -8,7 +8,7 @@ import pytest
 
 schemathesis = pytest.importorskip("schemathesis", reason="pip install --group clients")
 
-from hypothesis import HealthCheck, settings  # noqa: E402
+from hypothesis import settings  # noqa: E402
 from schemathesis.checks import not_a_server_error  # noqa: E402
 from schemathesis.specs.openapi.checks import (  # noqa: E402
     content_type_conformance,
@@ -100,6 +100,6 @@ SCHEMA = schemathesis.openapi.from_dict(described())
 
 
 @SCHEMA.parametrize()
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40)
 def test_answers_are_as_described(case, server):
     case.call_and_validate(base_url=server.url, checks=CHECKS)

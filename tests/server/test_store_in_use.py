@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import threading
@@ -12,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 from hub_stand_in import Hub, serve_hub
+from waiting import LIMIT_S
 
 from .conftest import Server, run_server
 
@@ -71,7 +73,8 @@ def test_replaced_while_it_answers(shop: tuple[Server, Hub]) -> None:
 def test_unloaded_while_it_answers(shop: tuple[Server, Hub]) -> None:
     server, _ = shop
     unload = {"model": "demo", "keep_alive": 0}
-    last = during_an_answer(server, "demo", lambda: httpx.post(f"{server.url}/api/generate", json=unload))
+    with server.client() as other:
+        last = during_an_answer(server, "demo", lambda: other.post("/api/generate", json=unload))
     assert last["eval_count"] == N_TOKENS
 
 
@@ -81,7 +84,7 @@ def test_pulls_of_one_name_at_once_fetch_it_once(shop: tuple[Server, Hub]) -> No
     statuses: list[str] = []
 
     def pull() -> None:
-        answer = httpx.post(f"{server.url}/api/pull", json={"model": "me/tiny"}, timeout=60)
+        answer = httpx.post(f"{server.url}/api/pull", json={"model": "me/tiny"}, timeout=LIMIT_S)
         statuses.append(json.loads(answer.text.splitlines()[-1])["status"])
 
     threads = [threading.Thread(target=pull) for _ in range(4)]
@@ -91,6 +94,36 @@ def test_pulls_of_one_name_at_once_fetch_it_once(shop: tuple[Server, Hub]) -> No
         thread.join()
     assert statuses == ["success"] * 4
     assert hub.n_bytes_sent == sum(path.stat().st_size for path in (hub.folder / "me" / "tiny").iterdir())
+
+
+def test_blobs_that_come_and_go_are_told(shop: tuple[Server, Hub], demo_target: Path) -> None:
+    """The last name goes with its blob: who comes too late is told so, and the server is never at fault."""
+    server, _ = shop
+    data = demo_target.read_bytes()
+    digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+    found: list[str] = []
+
+    def change(i: int) -> None:
+        with server.client() as client:
+            for n in range(5):
+                client.post(f"/api/blobs/{digest}", content=data).raise_for_status()
+                body = {"model": "brief", "files": {"t": digest}, "system": f"{i} {n}", "stream": False}
+                generate = {"model": "brief", "prompt": "x", "stream": False, "options": {"num_predict": 2}}
+                for answer in (
+                    client.post("/api/create", json=body),
+                    client.post("/api/show", json={"model": "brief"}),
+                    client.post("/api/generate", json=generate),
+                    client.request("DELETE", "/api/delete", json={"model": "brief"}),
+                    client.get("/api/tags"),
+                ):
+                    found.append(answer.text)
+
+    threads = [threading.Thread(target=change, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [text for text in found if "internal server error" in text] == []
 
 
 def test_changes_of_one_name_at_once_leave_one_of_them(shop: tuple[Server, Hub]) -> None:
@@ -125,6 +158,6 @@ def test_files_that_are_no_models_are_the_clients_mistake(
     (tmp_path / "no.gguf").write_bytes(b"GGUF" + bytes(100))
     for path in (tmp_path / "no.gguf", demo_drafter):  # no model at all; one, but no target
         body = {"model": "no", "files": {"no.gguf": client.create_blob(path)}, "stream": False}
-        answer = httpx.post(f"{server.url}/api/create", json=body, timeout=60)
+        answer = httpx.post(f"{server.url}/api/create", json=body, timeout=LIMIT_S)
         assert answer.status_code == 400
         assert answer.json()["error"]

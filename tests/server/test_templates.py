@@ -7,12 +7,11 @@ import json
 import signal
 import subprocess
 import sys
-import time
 
-import httpx
 import pytest
 from dspark_cpp.server.problems import BadRequestError
 from dspark_cpp.server.template_sandbox import TemplateSandbox
+from waiting import LIMIT_S
 
 from .conftest import run_server
 
@@ -29,8 +28,8 @@ MEMORY_BOMB = (
 )
 
 
-def ask(template: str, seconds: float = 2.0) -> str:
-    """Render `template`, then a good one in the same sandbox."""
+def ask(template: str, seconds: float = 4.0) -> str:
+    """Render `template`, then a good one in the same sandbox; a good one takes a few milliseconds."""
 
     async def work() -> str:
         sandbox = TemplateSandbox(seconds)
@@ -48,9 +47,7 @@ def ask(template: str, seconds: float = 2.0) -> str:
 
 @pytest.mark.parametrize("bomb", [TIME_BOMB, MEMORY_BOMB], ids=["time", "memory"])
 def test_bombs_end_and_leave_the_sandbox_usable(bomb):
-    begin = time.monotonic()
-    ask(bomb)
-    assert time.monotonic() - begin < 15
+    assert "it takes too long, too much memory, or breaks" in ask(bomb)
 
 
 def test_a_worker_whose_server_is_gone_ends_by_itself():
@@ -60,7 +57,7 @@ def test_a_worker_whose_server_is_gone_ends_by_itself():
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as worker:
         worker.stdin.write(json.dumps(request).encode() + b"\n")
         worker.stdin.flush()
-        assert worker.wait(timeout=60) == -signal.SIGXCPU
+        assert worker.wait(LIMIT_S) == -signal.SIGXCPU
 
 
 @pytest.mark.parametrize("template", ["{{ unclosed", "{% include '/etc/passwd' %}", "{{ raise_exception('no') }}"])
@@ -77,4 +74,4 @@ def test_server_survives_a_model_with_a_bomb(tmp_path, demo_target):
         answer = client.post("/api/generate", json={"model": "bad", "prompt": "x", "raw": True, "stream": False,
                                                     "options": {"num_predict": 2}})  # fmt: skip
         assert answer.status_code == 200
-        assert httpx.get(f"{server.url}/health").status_code == 200
+        assert client.get("/health").status_code == 200

@@ -203,14 +203,14 @@ class EnginePool:
         for model in sorted(self._idle(), key=lambda model: model.last_used):
             if self._used_bytes() + needed <= self._limit:
                 break
-            await self._drop(model)
+            await self._drop_if_idle(model)
         return not self._models or self._used_bytes() + needed <= self._limit
 
     async def _shrink(self, newest: LoadedModel) -> None:
         """Unload idle models while all take too much: what caches take is known only after the first loading."""
         for model in sorted(self._idle(), key=lambda model: model.last_used):
             if model is not newest and self._used_bytes() > self._limit:
-                await self._drop(model)
+                await self._drop_if_idle(model)
 
     def _used_bytes(self) -> int:
         return sum(model.memory_bytes for model in self._models.values())
@@ -221,6 +221,7 @@ class EnginePool:
             llm = await asyncio.to_thread(self._open, entry, n_ctx)
         except Exception as error:
             _log.warning("cannot load model %s: %s", entry.name, error)
+            self._catalog.get(entry.name)  # 404 where it was deleted meanwhile
             raise
         engine = self._config.engine
         model = LoadedModel(entry, llm, self._config.keep_alive, engine.n_parallel, engine.n_gpu_layers)
@@ -242,8 +243,13 @@ class EnginePool:
     async def _unload_expired(self) -> None:
         for model in self._idle():
             if model.expires_in <= 0:
-                await self._drop(model)
+                await self._drop_if_idle(model)
                 self._changed.notify_all()
+
+    async def _drop_if_idle(self, model: LoadedModel) -> None:
+        """Unload a model unless it was taken since the caller looked: unloading another one takes time."""
+        if model.n_users == 0:
+            await self._drop(model)
 
     async def _drop(self, model: LoadedModel) -> None:
         self._models.pop(model.entry.name, None)

@@ -112,7 +112,12 @@ async def _running(context: ServerContext, _: Request) -> Response:
 async def _show(context: ServerContext, request: Request) -> Response:
     body = await context.read(request)
     entry = await asyncio.to_thread(context.catalog.get, _name_of(body))
-    return JSONResponse(await asyncio.to_thread(_describe, entry, body.flag("verbose")))
+    try:
+        found = await asyncio.to_thread(_describe, entry, body.flag("verbose"))
+    except ModelLoadError:
+        await asyncio.to_thread(context.catalog.get, entry.name)  # 404 where it was deleted meanwhile
+        raise
+    return JSONResponse(found)
 
 
 def _describe(entry: Entry, is_verbose: bool) -> dict[str, Any]:

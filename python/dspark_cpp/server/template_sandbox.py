@@ -16,6 +16,7 @@ from dspark_cpp.server.problems import BadRequestError
 __all__ = ["TemplateSandbox"]
 
 _ANSWER_SECONDS = 10.0
+_START_SECONDS = 120.0  # for the interpreter and the libraries: from a slow disk, or on a busy machine
 _SPARE_SECONDS = 5  # of computing, before the system ends a worker whose server was killed
 _MAX_ANSWER_BYTES = 64 * 2**20
 _KEPT_ENVIRONMENT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "HOME", "LANG", "SYSTEMROOT")
@@ -27,7 +28,7 @@ class TemplateSandbox:
     Parameters
     ----------
     answer_seconds
-        How long one rendering may take.
+        Seconds that one rendering may take; the start of the process is not counted.
     """
 
     def __init__(self, answer_seconds: float = _ANSWER_SECONDS) -> None:
@@ -62,7 +63,8 @@ class TemplateSandbox:
         line = json.dumps({"work": work, "argument": argument}).encode() + b"\n"
         async with self._turn:
             try:
-                answer = await asyncio.wait_for(self._exchange(line), self._answer_seconds)
+                process = await asyncio.wait_for(self._running(), _START_SECONDS)
+                answer = await asyncio.wait_for(_exchange(process, line), self._answer_seconds)
             except (TimeoutError, ValueError, OSError, asyncio.IncompleteReadError):
                 await self.close()
                 what = "the chat template" if work == "plan" else "the JSON schema"
@@ -74,15 +76,25 @@ class TemplateSandbox:
             raise BadRequestError(answer["error"])
         return str(answer["result"])
 
-    async def _exchange(self, line: bytes) -> dict[str, Any]:
+    async def _running(self) -> asyncio.subprocess.Process:
+        """Return the process, started and ready."""
         if self._process is None or self._process.returncode is not None:
             self._process = await _start(math.ceil(self._answer_seconds) + _SPARE_SECONDS)
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(line)
-        await self._process.stdin.drain()
-        answer: dict[str, Any] = json.loads(await self._process.stdout.readuntil(b"\n"))
-        return answer
+            await _read(self._process)
+        return self._process
+
+
+async def _exchange(process: asyncio.subprocess.Process, line: bytes) -> dict[str, Any]:
+    assert process.stdin is not None
+    process.stdin.write(line)
+    await process.stdin.drain()
+    return await _read(process)
+
+
+async def _read(process: asyncio.subprocess.Process) -> dict[str, Any]:
+    assert process.stdout is not None
+    answer: dict[str, Any] = json.loads(await process.stdout.readuntil(b"\n"))
+    return answer
 
 
 async def _start(cpu_seconds: int) -> asyncio.subprocess.Process:

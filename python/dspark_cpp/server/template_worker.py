@@ -2,7 +2,8 @@
 
 A template comes with a model's file and is a program: it may loop for hours or fill the memory. Here it can do so
 without the server: the parent ends this process after a time, and should the parent be gone, the system does after
-SECONDS of computing; the memory is limited, the environment is bare. One JSON value per line comes in, one goes out.
+SECONDS of computing; the memory is limited, the environment is bare. A line `{}` says that it is ready, then one JSON
+value per line comes in, one goes out.
 """
 
 from __future__ import annotations
@@ -21,10 +22,15 @@ _MEMORY_BYTES = 1 << 30
 def main() -> None:
     """Answer until the input ends."""
     _limit_memory()
+    _say({})
     for line in sys.stdin.buffer:
         _limit_time(int(sys.argv[1]))
-        sys.stdout.buffer.write(json.dumps(_answer(line)).encode() + b"\n")
-        sys.stdout.buffer.flush()
+        _say(_answer(line))
+
+
+def _say(value: dict[str, Any]) -> None:
+    sys.stdout.buffer.write(json.dumps(value).encode() + b"\n")
+    sys.stdout.buffer.flush()
 
 
 def _answer(line: bytes) -> dict[str, Any]:

@@ -167,7 +167,7 @@ class BlobStore:
 
     def _collect_partial(self, path: Path) -> int:
         """Delete an old download whose lock is free; who opens it meanwhile finds that it is gone and tries again."""
-        with path.open("rb") as file, contextlib.suppress(BlockingIOError):
+        with contextlib.suppress(BlockingIOError, FileNotFoundError), path.open("rb") as file:  # it may become a blob
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return _unlink(path) if path.stat().st_mtime < time.time() - _PARTIAL_AGE_S else 0
         return 0

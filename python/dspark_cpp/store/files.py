@@ -9,7 +9,15 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["default_root", "is_locked", "locked", "remove_empty_folders", "sync_folder", "write_atomically"]
+__all__ = [
+    "default_root",
+    "is_locked",
+    "list_below",
+    "locked",
+    "remove_file",
+    "sync_folder",
+    "write_atomically",
+]
 
 
 def default_root() -> Path:
@@ -63,8 +71,18 @@ def is_locked(path: Path) -> bool:
     return False
 
 
-def remove_empty_folders(folder: Path, top: Path) -> None:
-    """Remove a folder and those above it while they are empty, but not `top`."""
+def list_below(folder: Path, pattern: str) -> list[Path]:
+    """Return the paths that fit a pattern in order, also while others remove folders here."""
+    while True:
+        with contextlib.suppress(FileNotFoundError):  # a folder went between its name and its contents
+            return sorted(folder.glob(pattern))
+
+
+def remove_file(path: Path, top: Path) -> None:
+    """Remove a file, and the folders above it while they are empty, but not `top`."""
+    path.unlink()
+    folder = path.parent
+    sync_folder(folder)
     while folder != top and not any(folder.iterdir()):
         folder.rmdir()
         folder = folder.parent

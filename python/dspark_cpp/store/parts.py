@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 __all__ = ["collect_links", "group_parts", "in_order", "linked_path", "parts_beside"]
@@ -69,11 +69,10 @@ def linked_path(folder: Path, blobs: Sequence[Path]) -> Path:
         The parts in order.
     """
     home = folder / _name(blobs)
-    home.mkdir(parents=True, exist_ok=True)
     links = [home / f"model-{i:05}-of-{len(blobs):05}.gguf" for i in range(1, len(blobs) + 1)]
-    for link, blob in zip(links, blobs, strict=True):
-        with contextlib.suppress(FileExistsError):
-            link.symlink_to(os.path.relpath(blob, home))
+    while not all(map(os.path.lexists, links)):
+        with contextlib.suppress(FileNotFoundError):  # `collect_links` may take the folder away in between
+            _make_links(home, dict(zip(links, blobs, strict=True)))
     return links[0]
 
 
@@ -83,6 +82,13 @@ def collect_links(folder: Path, kept: Collection[Sequence[Path]]) -> None:
     for home in folder.iterdir() if folder.is_dir() else ():
         if home.name not in names:
             shutil.rmtree(home, ignore_errors=True)
+
+
+def _make_links(home: Path, blobs: Mapping[Path, Path]) -> None:
+    home.mkdir(parents=True, exist_ok=True)
+    for link, blob in blobs.items():
+        with contextlib.suppress(FileExistsError):
+            link.symlink_to(os.path.relpath(blob, home))
 
 
 def _name(blobs: Sequence[Path]) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 from dspark_cpp.errors import BlobError, ModelLoadError, ModelMismatchError, ModelNotFoundError, StoreError
 from dspark_cpp.store import model_files
 from dspark_cpp.store.blobs import BlobStore
-from dspark_cpp.store.files import default_root, locked, remove_empty_folders, sync_folder, write_atomically
+from dspark_cpp.store.files import default_root, list_below, locked, remove_file, write_atomically
 from dspark_cpp.store.hub import HubFile, HubSource, choose_drafter, choose_target, find_drafter, list_files
 from dspark_cpp.store.manifest import Manifest, ModelFile, checked_message, checked_text
 from dspark_cpp.store.names import ModelName, checked_digest
@@ -243,9 +243,7 @@ class Store:
                 raise
             except StoreError:
                 blobs = frozenset()  # damaged: `collect` finds what it left
-            path.unlink()
-            sync_folder(path.parent)
-            remove_empty_folders(path.parent, self._manifests)
+            remove_file(path, self._manifests)
             self._drop(blobs)
 
     def collect(self, min_age_s: float = _ORPHAN_AGE_S) -> int:
@@ -384,7 +382,7 @@ class Store:
     def _read_all(self) -> Sequence[Manifest | None]:
         """Return all manifests, None for each that is damaged."""
         found: list[Manifest | None] = []
-        for path in sorted(self._manifests.glob("*/*/[!.]*")):
+        for path in list_below(self._manifests, "*/*/[!.]*"):
             try:
                 found.append(self._read(path, "/".join(path.parts[-3:])))
             except ModelNotFoundError:  # just deleted
