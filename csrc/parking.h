@@ -11,8 +11,8 @@
 namespace dspark {
 
 // Requests that were all parked go on so for some steps without a look: nothing is learned of them meanwhile, and
-// looking at many small requests takes as long as a per cent of a small model's step. Of many requests one that comes or
-// goes changes little.
+// looking at many small requests takes as long as a per cent of a small model's step. Of many requests one that comes
+// or goes changes little.
 class Parking {
   public:
     // Whether this step needs no look.
