@@ -20,7 +20,8 @@ inline constexpr int kStreams = 4, kStreamRows = kLanes / kStreams;
 inline constexpr size_t kStreamAhead = 2048; // bytes that prefetches are ahead; 1024 up to a fifth slower, 4096 as fast
 // From so many chunks of 256 weights in a row on, streams are prefetched. Measured; with 16 lanes always.
 inline constexpr int64_t kPrefetchedChunks = kLanes == 8 ? 5 : 1;
-inline constexpr int kPieceChunks = 16; // of all rows, then the next 16: what is kept of a strip's fits into L1
+// Of all rows, then the next ones. Long, since what is prefetched of a row lies in the next piece where one ends.
+inline constexpr int kPieceChunks = 64;
 
 // kLanes rows, kStreamRows of each stream. Lane kStreams r + i is row r of stream i.
 struct StreamRows {
