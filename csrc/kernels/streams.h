@@ -11,8 +11,6 @@
 #include "kernels/kernels.h"
 #include "kernels/lanes.h"
 
-#include <utility>
-
 namespace dspark::kernels {
 namespace {
 
@@ -87,19 +85,19 @@ template <typename Column> class StreamPiece {
   public:
     StreamPiece(const int32_t* x, int n_chunks) : x_(x), n_chunks_(n_chunks) {
         for (int c = 0; c < n_chunks; ++c) {
-            values_[c].set(x + c * kRecord);
+            chunks_[c].values.set(x + c * kRecord);
         }
     }
 
     // The rows of a strip, while the one before, if there is one, is added to acc.
     Floats sum(const StreamRows& rows, bool has_before, Floats acc) {
-        std::swap(sums_, before_);
+        now_ = 1 - now_;
         int n_steps = 0, n_added = 0;
         for (int r = 0; r < kStreamRows; ++r) {
             for (int c = 0; c < n_chunks_; ++c) {
-                Column::sum(rows, r, c * Column::kBytes, values_[c], sums_[c]);
+                Column::sum(rows, r, c * Column::kBytes, chunks_[c].values, chunks_[c].sums[now_]);
                 if (++n_steps % kStreamRows == 0 && has_before) {
-                    acc = Column::add(before_[n_added], x_ + n_added * kRecord, acc);
+                    acc = Column::add(chunks_[n_added].sums[1 - now_], x_ + n_added * kRecord, acc);
                     ++n_added;
                 }
             }
@@ -110,7 +108,7 @@ template <typename Column> class StreamPiece {
     // The last strip.
     Floats add(Floats acc) const {
         for (int c = 0; c < n_chunks_; ++c) {
-            acc = Column::add(sums_[c], x_ + c * kRecord, acc);
+            acc = Column::add(chunks_[c].sums[now_], x_ + c * kRecord, acc);
         }
         return acc;
     }
@@ -119,10 +117,14 @@ template <typename Column> class StreamPiece {
     static constexpr int kRecord = record_groups(Column::kLayout);
     const int32_t* x_;
     int n_chunks_;
-    typename Column::Values values_[kPieceChunks];
-    typename Column::Sums kept_[2][kPieceChunks];
-    typename Column::Sums* sums_ = kept_[0];
-    typename Column::Sums* before_ = kept_[1];
+    // Beside each other: arrays of their own would lie whole pages apart, where stores look like those that loads wait
+    // for.
+    struct Chunk {
+        typename Column::Values values;
+        typename Column::Sums sums[2]; // of the strip that is read and of the one before
+    };
+    Chunk chunks_[kPieceChunks];
+    int now_ = 0;
 };
 
 // Some outputs, whole strips, of one column, whose length is whole chunks.
