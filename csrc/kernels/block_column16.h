@@ -75,8 +75,7 @@ template <typename Format>
 }
 
 // out[b]: the scale of block b of each lane's row.
-template <typename Format>
-[[gnu::always_inline]] inline void find_scales(Format, const ChunkScales& kept, const StreamRows&, int, Floats* out) {
+[[gnu::always_inline]] inline void find_scales(const ChunkScales& kept, Floats* out) {
     const Ints(&scales)[kStreams] = kept.of;
     const Ints order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
     const Ints low[2] = {_mm512_unpacklo_epi16(scales[0], scales[1]), _mm512_unpacklo_epi16(scales[2], scales[3])};

@@ -4,6 +4,7 @@
 
 #include "kernels/isa.h"
 #include "kernels/lanes.h"
+#include "kernels/streams.h"
 
 #include <utility>
 
@@ -12,6 +13,8 @@ namespace {
 
 inline constexpr int kTileRows = 4;
 inline constexpr int64_t kLineHalves = 32; // of a cache line
+// From so many values of a row on, one column's streams are prefetched: the values are then not found in the L1 cache.
+inline constexpr int64_t kPrefetchedValues = 2049;
 // Columns of a tile: its sums, the weights and one value must fit into the registers, or it takes twice the time.
 #if defined(__AVX512VL__)
 inline constexpr int kFloatColumns = kLanes == 16 ? 6 : 3;
@@ -112,7 +115,7 @@ template <typename Format, int R> void multiply_rows(const Product& product, int
     }
 }
 
-// A row of each stream (lanes.h) times the column.
+// A row of each stream (streams.h) times the column.
 template <typename Format> void multiply_stream_rows(const FloatTile& tile, float (&y)[kStreams]) {
     Floats acc[1][kStreams];
     for (Floats& one : acc[0]) {
@@ -123,7 +126,7 @@ template <typename Format> void multiply_stream_rows(const FloatTile& tile, floa
     };
     int64_t k = 0;
     for (; k + kLineHalves <= tile.n_values; k += kLineHalves) {
-        for (size_t i = 0; i < kStreams; ++i) {
+        for (size_t i = 0; i < kStreams && tile.n_values >= kPrefetchedValues; ++i) {
             const uint8_t* next = tile.w + i * tile.w_stride + 2 * k + kStreamAhead;
             prefetch<64>(next);
         }

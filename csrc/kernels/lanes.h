@@ -41,28 +41,17 @@ struct Rows {
     }
 };
 
-// One column, but of K-quants, is read as 4 streams, parts of the outputs far from each other: hardware prefetchers
-// follow each of them, and together they keep more misses outstanding than one can. Zen 4, one thread, GB/s: one stream
-// 16 to 22, two 19, four 23, eight 21, sixteen 16 to 19; four rows of 2 KB side by side 10, with prefetches 18.
-inline constexpr int kStreams = 4, kStreamRows = kLanes / kStreams;
-inline constexpr size_t kStreamAhead = 2048; // bytes that prefetches are ahead; 1024 up to a fifth slower, 4096 as fast
+// part[r]: 16 bytes of rows r, 4 + r, ... -> 4 vectors; lane r of vector i: bytes 4 i .. 4 i + 3 of row r.
+[[gnu::always_inline]] inline void transpose_parts(const Ints (&part)[4], Ints out[4]) {
+    const Ints low_01 = interleave_low(part[0], part[1]), high_01 = interleave_high(part[0], part[1]);
+    const Ints low_23 = interleave_low(part[2], part[3]), high_23 = interleave_high(part[2], part[3]);
+    out[0] = interleave_low_pairs(low_01, low_23);
+    out[1] = interleave_high_pairs(low_01, low_23);
+    out[2] = interleave_low_pairs(high_01, high_23);
+    out[3] = interleave_high_pairs(high_01, high_23);
+}
 
-// kLanes rows, as Rows: lane kStreamRows i + r is row r of stream i.
-struct StreamRows {
-    const uint8_t* stream[kStreams];
-    size_t stride;
-
-    StreamRows(const uint8_t* first, size_t bytes, size_t stream_bytes) : stride(bytes) {
-        for (size_t i = 0; i < kStreams; ++i) {
-            stream[i] = first + i * stream_bytes;
-        }
-    }
-    [[gnu::always_inline]] const uint8_t* at(int row, int offset) const {
-        return stream[row / kStreamRows] + offset + static_cast<size_t>(row % kStreamRows) * stride;
-    }
-};
-
-// 16 bytes at `offset` of each row -> 4 vectors; lane r of vector i: bytes 4 i .. 4 i + 3 of row r.
+// The same of 16 bytes at `offset` of each row.
 [[gnu::always_inline]] inline void transpose_16(const Rows& rows, int offset, Ints out[4]) {
     Ints part[4];
 #pragma GCC unroll 4
@@ -73,12 +62,7 @@ struct StreamRows {
         }
         part[r] = load_parts(parts);
     }
-    const Ints low_01 = interleave_low(part[0], part[1]), high_01 = interleave_high(part[0], part[1]);
-    const Ints low_23 = interleave_low(part[2], part[3]), high_23 = interleave_high(part[2], part[3]);
-    out[0] = interleave_low_pairs(low_01, low_23);
-    out[1] = interleave_high_pairs(low_01, low_23);
-    out[2] = interleave_low_pairs(high_01, high_23);
-    out[3] = interleave_high_pairs(high_01, high_23);
+    transpose_parts(part, out);
 }
 
 // The f16 at at(0) .. at(7). Two more bytes are read than needed.

@@ -1,9 +1,9 @@
-// One column of the K-quants: by rows, each along the memory; the lanes of a vector are neighbouring weights. The steps
+// One column of the K-quants: by rows in streams (streams.h); the lanes of a vector are neighbouring weights. The steps
 // of a strip from row to row cost memory's speed: from one moment to the next, and for seconds, prefetches come too
-// late there (Q5_K, Zen 4: 17 or 34 GB/s; by rows 42). The integers are those of the strips, so are the floats that
-// follow (finish_super), so are the bits.
+// late there. The integers are those of the strips, so are the floats that follow (finish_super), so are the bits.
 #pragma once
 
+#include "kernels/streams.h"
 #include "kernels/tiles.h"
 
 #include <cstring>
@@ -11,15 +11,8 @@
 namespace dspark::kernels {
 namespace {
 
-inline constexpr int kRowBlocks = 16;          // of a row at once: sums fit into L1
-inline constexpr int kRowWeights = 4 * kLanes; // of a vector
+inline constexpr int kRowWeights = 4 * kLanes;                                      // of a vector
 inline constexpr int kRowVectors = static_cast<int>(kSuperBlockSize) / kRowWeights; // of a super-block
-
-// How many rows are walked at once: more need fewer loads, one suits the memory. Measured.
-template <typename Format> inline constexpr int kRowsAtOnce = 1;
-template <> inline constexpr int kRowsAtOnce<Q4K> = kLanes == 8 ? 4 : 1;
-
-template <typename Format> inline constexpr int kColumnRecord = record_groups(super_layout<Format>());
 
 // The sub-block of weight i of vector v. Q4_K: even vectors are the low nibbles of some bytes, odd ones the high.
 constexpr int sub_block(Q4K, int v, int i) { return v / 2 * (kRowWeights / 16) + v % 2 + i / 32 * 2; }
@@ -116,56 +109,70 @@ template <typename Format>
     return total;
 }
 
-// The sum over the lanes of each of kLanes vectors: lane r is that of v[r].
-[[gnu::always_inline]] inline Ints sum_lanes(const Ints* v) {
-    Ints quads[kLanes / 4]; // within every 128 bits
-#pragma GCC unroll 4
-    for (int i = 0; i < kLanes / 4; ++i, v += 4) {
-        const Ints a = add_ints(interleave_low(v[0], v[1]), interleave_high(v[0], v[1]));
-        const Ints b = add_ints(interleave_low(v[2], v[3]), interleave_high(v[2], v[3]));
-        quads[i] = add_ints(interleave_low_pairs(a, b), interleave_high_pairs(a, b));
+// What finish_super() needs of a chunk's rows: 16 bytes of each, part r of head[i] from row r of stream i.
+struct SuperSums {
+    Ints quads[kStreamRows]; // [r]: lane i of each part is a sum of row r of stream i
+    Ints head[kStreams];
+    uint16_t d[kLanes]; // Q6_K
+
+    [[gnu::always_inline]] void keep_head(const uint8_t* bytes, int i, int r) {
+        std::memcpy(reinterpret_cast<uint8_t*>(&head[i]) + 16 * r, bytes, 16);
     }
-    return sum_parts(quads);
+};
+
+template <typename Format>
+[[gnu::always_inline]] inline void keep_head(Format, const uint8_t* block, int i, int r, SuperSums& sums) {
+    sums.keep_head(block, i, r);
+}
+[[gnu::always_inline]] inline void keep_head(Q6K, const uint8_t* block, int i, int r, SuperSums& sums) {
+    sums.keep_head(block + 192, i, r);
+    std::memcpy(&sums.d[kStreams * r + i], block + 208, sizeof(uint16_t));
 }
 
-// sums[b][r]: row r's part of super-block b. next: as prefetch() takes it.
 template <typename Format>
-inline void sum_rows(const Rows& rows, const int32_t* x, int n_blocks, const uint8_t*& next, Ints (*sums)[kLanes]) {
-    constexpr int kAtOnce = kRowsAtOnce<Format>;
-    const uint8_t* ahead = next; // in a register: stores to `sums` might change what lies in memory
-    for (int first = 0; first < kLanes; first += kAtOnce) {
-        const uint8_t* block = rows.quarter[0] + static_cast<size_t>(first) * rows.stride;
-        for (int b = 0; b < n_blocks; ++b, block += sizeof(typename Format::Block)) {
-            Ints values[kRowVectors];
-            load_values(Format{}, x + b * kColumnRecord<Format>, values);
-#pragma GCC unroll 4
-            for (int r = 0; r < kAtOnce; ++r) {
-                prefetch<sizeof(typename Format::Block)>(ahead);
-                sums[b][first + r] = sum_row(Format{}, block + static_cast<size_t>(r) * rows.stride, values);
-            }
-        }
-    }
-    next = ahead;
+[[gnu::always_inline]] inline void unpack_kept(Format, const SuperSums& sums, SuperHead& out) {
+    Ints head[4];
+    transpose_parts(sums.head, head);
+    unpack_scales(head, out);
+}
+[[gnu::always_inline]] inline void unpack_kept(Q6K, const SuperSums& sums, SuperHead& out) {
+    Ints scales[4];
+    transpose_parts(sums.head, scales);
+    unpack_signed_scales(scales, out);
+    out.d = load_f16(reinterpret_cast<const uint8_t*>(sums.d));
 }
 
-// kLanes outputs: all weights of each row times those of the column.
-template <typename Format>
-inline Floats multiply_rows(Rows rows, const uint8_t* next, const int32_t* x, int64_t n_values) {
-    Floats acc = zero_floats();
-    Ints sums[kRowBlocks][kLanes];
-    for (int64_t n_left = n_values / kSuperBlockSize; n_left > 0; n_left -= kRowBlocks) {
-        const int n_blocks = static_cast<int>(n_left < kRowBlocks ? n_left : kRowBlocks);
-        sum_rows<Format>(rows, x, n_blocks, next, sums);
-        for (int b = 0; b < n_blocks; ++b, x += kColumnRecord<Format>) {
-            SuperHead head;
-            unpack_head(Format{}, rows, head);
-            const Ints total = sum_lanes(sums[b]);
-            finish_super<Format, 1>(head, x, &total, &acc);
-            rows.advance(sizeof(typename Format::Block));
+// For multiply_in_streams().
+template <typename Format> struct SuperColumn {
+    static constexpr ColumnLayout kLayout = super_layout<Format>();
+    static constexpr int kBytes = static_cast<int>(sizeof(typename Format::Block));
+    using Sums = SuperSums;
+    struct Values {
+        const int32_t* record;
+        void set(const int32_t* x) { record = x; }
+    };
+
+    [[gnu::always_inline]] static void sum(const StreamRows& rows, int r, int at, const Values& x, Sums& sums) {
+        Ints values[kRowVectors], four[kStreams];
+        load_values(Format{}, x.record, values);
+#pragma GCC unroll 4
+        for (int i = 0; i < kStreams; ++i) {
+            const uint8_t* block = rows.at(i, r, at);
+            rows.ask_ahead<kBytes>(block);
+            keep_head(Format{}, block, i, r, sums);
+            four[i] = sum_row(Format{}, block, values);
         }
+        sums.quads[r] = sum_quads(four);
     }
-    return acc;
-}
+
+    [[gnu::noinline]] static Floats add(const Sums& sums, const int32_t* record, Floats acc) {
+        SuperHead head;
+        unpack_kept(Format{}, sums, head);
+        const Ints total = sum_parts(sums.quads);
+        finish_super<Format, 1>(head, record, &total, &acc);
+        return acc;
+    }
+};
 
 } // namespace
 } // namespace dspark::kernels

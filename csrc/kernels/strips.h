@@ -85,15 +85,8 @@ template <typename Format> struct SuperKernel {
         tile.rows.advance(kStepBytes);
     }
 
-    // Outputs [first, last) of one column.
     static void multiply_column(const Product& product, float* y, const Columns& columns, Outputs outputs) {
-        const size_t stride = product.weight_stride;
-        for (int64_t o = outputs.first; o < outputs.last; o += kLanes) {
-            const auto* weights = static_cast<const uint8_t*>(product.weights) + static_cast<size_t>(o) * stride;
-            const Rows rows(weights, stride);
-            store(y + o,
-                  multiply_rows<Format>(rows, prefetch_start(weights, stride), columns.groups, columns.n_values));
-        }
+        multiply_in_streams<SuperColumn<Format>>(product, y, columns, outputs);
     }
 };
 
@@ -108,7 +101,7 @@ template <typename Format> struct BlockKernel {
     static bool takes_column(int64_t n_values) { return kHasRows && n_values % kSuperBlockSize == 0; }
     static void multiply_column(const Product& product, float* y, const Columns& columns, Outputs outputs) {
         if constexpr (kHasRows) {
-            multiply_block_column<Format>(product, y, columns, outputs);
+            multiply_in_streams<BlockColumn<Format>>(product, y, columns, outputs);
         }
     }
 

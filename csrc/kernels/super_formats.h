@@ -56,10 +56,8 @@ struct Q6K {
                     : shift_words_signed(shift_words_left(spread(lanes, s, s), 8), 8);
 }
 
-// d, dmin and the 6-bit scales and mins of Q4_K and Q5_K: the first 16 bytes of the block.
-[[gnu::always_inline]] inline void unpack_scales(const Rows& rows, SuperHead& out) {
-    Ints head[4];
-    transpose_16(rows, 0, head);
+// d, dmin and the 6-bit scales and mins of Q4_K and Q5_K: the first 16 bytes of the block, transposed.
+[[gnu::always_inline]] inline void unpack_scales(const Ints (&head)[4], SuperHead& out) {
     out.d = low_halves(head[0]);
     out.dmin = low_halves(shift_ints_right(head[0], 16));
     const Ints six = all_bytes(0x3f), four = all_bytes(0x0f), two = all_bytes(0x30);
@@ -74,10 +72,14 @@ struct Q6K {
     }
 }
 
-[[gnu::always_inline]] inline void unpack_head(Q4K, const Rows& rows, SuperHead& out) { unpack_scales(rows, out); }
+[[gnu::always_inline]] inline void unpack_head(Q4K, const Rows& rows, SuperHead& out) {
+    Ints head[4];
+    transpose_16(rows, 0, head);
+    unpack_scales(head, out);
+}
 
 [[gnu::always_inline]] inline void unpack_head(Q5K, const Rows& rows, SuperHead& out) {
-    unpack_scales(rows, out);
+    unpack_head(Q4K{}, rows, out);
     transpose_16(rows, 16, out.high);
     transpose_16(rows, 32, out.high + 4);
 }
@@ -89,9 +91,8 @@ struct Q6K {
     return low_halves(shift_ints_right(last[3], 16));
 }
 
-[[gnu::always_inline]] inline void unpack_head(Q6K, const Rows& rows, SuperHead& out) {
-    Ints scales[4];
-    transpose_16(rows, 192, scales);
+// The scales of Q6_K, transposed.
+[[gnu::always_inline]] inline void unpack_signed_scales(const Ints (&scales)[4], SuperHead& out) {
     for (int s = 0; s < 16; ++s) {
         out.scale[s] = signed_scale(scales[s / 4], s % 4);
     }
@@ -99,6 +100,12 @@ struct Q6K {
         const Ints pair = spread(scales[s / 2], s % 2 * 2, s % 2 * 2 + 1);
         out.mins[s] = shift_words_signed(shift_words_left(pair, 8), 8);
     }
+}
+
+[[gnu::always_inline]] inline void unpack_head(Q6K, const Rows& rows, SuperHead& out) {
+    Ints scales[4];
+    transpose_16(rows, 192, scales);
+    unpack_signed_scales(scales, out);
     out.d = last_halves(rows);
 }
 

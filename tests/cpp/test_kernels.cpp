@@ -135,7 +135,7 @@ void test_any_shape(const Isa& isa) {
 void test_long_rows(const Isa& isa) {
     std::mt19937 random(2);
     for (const Type& type : types()) {
-        for (const int64_t n_values : {256, 4096, 4352, 8448}) {
+        for (const int64_t n_values : {256, 4096, 4352, 8448, 16640}) {
             for (const int64_t n_outputs : {16, 37, 48}) {
                 if (is_covered(isa, type)) {
                     Case made = make_case(type, {n_outputs, 2, n_values}, random);
