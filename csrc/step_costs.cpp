@@ -41,11 +41,17 @@ double StepCosts::plain_pass_ms(const StepLoad& load, int32_t n_requests) const 
 }
 
 double StepCosts::plain_ms(const StepLoad& load, int32_t n_requests) const {
-    return step_ms(plain_pass(load, n_requests), 0);
+    return pass_ms(plain_pass(load, n_requests)) + plain_overhead_ms();
 }
 
 double StepCosts::return_ms(const StepLoad& load, int32_t n_requests) const {
-    return step_ms({n_requests, 0, load.context}, 0);
+    return pass_ms({n_requests, 0, load.context}) + plain_overhead_ms();
+}
+
+// While drafts go on, the line knows steps of many rows alone, and where it begins is a guess: high, plain steps would
+// look dear, and nothing would show that they are not.
+double StepCosts::plain_overhead_ms() const {
+    return knows_plain_overhead_ ? std::min(overhead_.at(0), plain_overhead_.at(0)) : overhead_.at(0);
 }
 
 void StepCosts::note_size(const PassShape& pass) {
@@ -131,8 +137,12 @@ void StepCosts::observe_passes(const StepLoad& load, const StepShape& step, cons
 }
 
 void StepCosts::observe_overhead(const StepShape& step, const StepTimes& times) {
-    overhead_.push(step.n_drafted_rows,
-                   std::max(0.0, times.total_ms - times.draft_ms - times.inject_ms - times.verify_ms));
+    const double ms = std::max(0.0, times.total_ms - times.draft_ms - times.inject_ms - times.verify_ms);
+    overhead_.push(step.n_drafted_rows, ms);
+    if (step.n_drafting == 0) {
+        plain_overhead_.push(0, ms);
+        knows_plain_overhead_ = true;
+    }
 }
 
 } // namespace dspark

@@ -56,6 +56,7 @@ class StepCosts {
 
   private:
     [[nodiscard]] double pass_ms(const PassShape& pass) const;
+    [[nodiscard]] double plain_overhead_ms() const;
     [[nodiscard]] double step_ms(const PassShape& pass, int32_t n_drafted_rows) const;
     [[nodiscard]] double undrafted_ms(const StepLoad& load, const StepShape& step) const;
     void leave_prompts_out(StepLoad load, const StepShape& step, std::vector<double>& row_ms) const;
@@ -63,7 +64,9 @@ class StepCosts {
 
     CostTable table_;
     bool equal_lengths_;
-    OverheadLine overhead_;
+    OverheadLine overhead_;       // of all steps
+    OverheadLine plain_overhead_; // of plain ones
+    bool knows_plain_overhead_ = false;
     PassShape last_pass_;          // of the step before
     int32_t n_settled_ = 0;        // plain passes in a row
     std::vector<int32_t> n_timed_; // [n]: drafted passes of about n rows

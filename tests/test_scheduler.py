@@ -366,6 +366,23 @@ def test_of_many_parked_requests_one_may_come_or_go_before_the_next_look() -> No
         assert "draft" in select(bound, later)
 
 
+def test_what_drafted_steps_take_beside_their_passes_makes_no_plain_step_dearer() -> None:
+    bound = scheduler(Setting("flat", 0.9, draft_share=0.1))
+
+    def step(n_drafting: int, n_rows: int, beside_ms: float) -> float:
+        bound.select([{"id": 1}])
+        passes = {"draft_ms": 2.0 * n_drafting, "verify_ms": 20 + 0.2 * n_rows}
+        figures = {"n_drafting": n_drafting, "n_drafted_rows": n_rows, "n_committed": 1 + n_rows}
+        bound.observe_step(**figures, **passes, total_ms=sum(passes.values()) + beside_ms)
+        return float(bound.outlook[2])
+
+    for _ in range(20):
+        step(0, 0, 1.0)
+    for _ in range(100):
+        plain_ms = step(1, 7, 8.0)  # of one size alone: how it grows with rows is not known
+    assert plain_ms == pytest.approx(21, rel=0.01)
+
+
 def test_nothing_is_known_and_nothing_breaks() -> None:
     bound = _scheduling.Scheduler(block_size=BLOCK)
     for _ in range(20):
