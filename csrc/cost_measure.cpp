@@ -236,12 +236,7 @@ class Measurement {
     }
 
     void inject_once(int32_t n) {
-        rows_.clear();
-        add_rows(0, end_, n, false);
-        (void)decode_and_inject();
-        end_ += n;
-        (void)draft_blocks(1);
-        (void)drafter_->take_times();
+        (void)time_injection(n);
         end_ -= n;
         if (n <= target_.max_rollback()) {
             target_.remove(0, end_);
@@ -299,7 +294,17 @@ class Measurement {
         return milliseconds_since(begin);
     }
 
-    // A draft first injects what waits.
+    // A draft first injects what waits: here n rows, which stay.
+    double time_injection(int32_t n) {
+        rows_.clear();
+        add_rows(0, end_, n, false);
+        (void)decode_and_inject();
+        end_ += n;
+        (void)drafter_->take_times();
+        (void)draft_blocks(1);
+        return drafter_->take_times().inject_ms;
+    }
+
     void measure_injection(double end_ms) {
         (void)draft_blocks(1);
         for (const int32_t n : {1, 2, 4, 8, 32, 128}) {
@@ -308,13 +313,7 @@ class Measurement {
             }
             std::array<double, 3> samples{};
             for (double& ms : samples) {
-                rows_.clear();
-                add_rows(0, end_, n, false);
-                (void)decode_and_inject();
-                end_ += n;
-                (void)drafter_->take_times();
-                (void)draft_blocks(1);
-                ms = drafter_->take_times().inject_ms;
+                ms = time_injection(n);
                 if (end_ + n >= options_.n_cells || elapsed_ms() > end_ms) {
                     return;
                 }

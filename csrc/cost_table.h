@@ -67,6 +67,7 @@ class MedianRing {
 class OverheadLine {
   public:
     void push(int32_t n_rows, double ms);
+    [[nodiscard]] bool is_empty() const { return weight_ == 0; }
     [[nodiscard]] double at(int32_t n_rows) const { return base_ms_ + slope_ms_ * n_rows; }
 
   private:

@@ -5,6 +5,7 @@
 #include "policy.h"
 #include "survival.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <limits>
 #include <span>
@@ -39,6 +40,10 @@ struct Proposal {
         return most > 0 && policy.kind != Policy::Kind::adaptive && !policy.never_drafts();
     }
 };
+
+[[nodiscard]] inline bool has_decision(std::span<const Proposal> proposals, DraftDecision decision) {
+    return std::ranges::any_of(proposals, [&](const Proposal& proposal) { return proposal.decision == decision; });
+}
 
 // What else the step carries.
 struct StepLoad {

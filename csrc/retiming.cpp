@@ -13,10 +13,6 @@ constexpr int32_t kMostConfirmed = 7;
 constexpr double kLeastSteps = 1; // plain steps that such a step may cost: the longest wait for the first one
 constexpr double kTooDear = 1.5;  // times what a step took: the price was wrong
 
-bool has(std::span<const Proposal> proposals, DraftDecision decision) {
-    return std::ranges::any_of(proposals, [&](const Proposal& proposal) { return proposal.decision == decision; });
-}
-
 } // namespace
 
 void Retiming::choose(std::span<Proposal> proposals, std::span<const size_t> members, const Prices& prices) {
@@ -41,10 +37,10 @@ void Retiming::choose(std::span<Proposal> proposals, std::span<const size_t> mem
 void Retiming::find_candidates(std::span<const Proposal> proposals, std::span<const size_t> members,
                                const Prices& prices) {
     timed_.clear();
-    if (has(proposals, DraftDecision::probe)) {
+    if (has_decision(proposals, DraftDecision::probe)) {
         return;
     }
-    const bool is_drafted = has(proposals, DraftDecision::draft);
+    const bool is_drafted = has_decision(proposals, DraftDecision::draft);
     std::ranges::copy_if(members, std::back_inserter(timed_), [&](size_t i) {
         return proposals[i].most == prices.block_size && is_drafting(proposals[i].decision) == is_drafted;
     });

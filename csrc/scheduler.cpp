@@ -151,10 +151,7 @@ void Scheduler::park(std::span<Proposal> proposals) {
 
 // Equal lengths: one request without a draft leaves all drafts unverified, so a draft, or a probe, is of all requests.
 void Scheduler::select_all_or_none(std::span<Proposal> proposals) const {
-    const auto has = [&](DraftDecision decision) {
-        return std::any_of(proposals.begin(), proposals.end(),
-                           [&](const Proposal& p) { return p.decision == decision; });
-    };
+    const auto has = [&](DraftDecision decision) { return has_decision(proposals, decision); };
     const bool is_probe = has(DraftDecision::probe) && !has(DraftDecision::none);
     if (!is_probe && !has(DraftDecision::none) && !has(DraftDecision::parked)) {
         return;
@@ -274,8 +271,7 @@ void Scheduler::schedule_group(Policy::Kind kind, std::span<const Proposal> prop
     } else {
         costs_.hope_for_untried(static_cast<int32_t>(proposals.size()) + n_other_rows, row_ms_);
         const double gain = choose_adaptive_prefixes();
-        const bool has_probe = std::ranges::any_of(
-            proposals, [](const Proposal& proposal) { return proposal.decision == DraftDecision::probe; });
+        const bool has_probe = has_decision(proposals, DraftDecision::probe);
         if (n_other_rows == 0 && !has_probe && !options_.equal_lengths) {
             learn_bonus(gain);
         }

@@ -51,7 +51,7 @@ double StepCosts::return_ms(const StepLoad& load, int32_t n_requests) const {
 // While drafts go on, the line knows steps of many rows alone, and where it begins is a guess: high, plain steps would
 // look dear, and nothing would show that they are not.
 double StepCosts::plain_overhead_ms() const {
-    return knows_plain_overhead_ ? std::min(overhead_.at(0), plain_overhead_.at(0)) : overhead_.at(0);
+    return plain_overhead_.is_empty() ? overhead_.at(0) : std::min(overhead_.at(0), plain_overhead_.at(0));
 }
 
 void StepCosts::note_size(const PassShape& pass) {
@@ -141,7 +141,6 @@ void StepCosts::observe_overhead(const StepShape& step, const StepTimes& times) 
     overhead_.push(step.n_drafted_rows, ms);
     if (step.n_drafting == 0) {
         plain_overhead_.push(0, ms);
-        knows_plain_overhead_ = true;
     }
 }
 

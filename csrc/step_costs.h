@@ -64,9 +64,8 @@ class StepCosts {
 
     CostTable table_;
     bool equal_lengths_;
-    OverheadLine overhead_;       // of all steps
-    OverheadLine plain_overhead_; // of plain ones
-    bool knows_plain_overhead_ = false;
+    OverheadLine overhead_;        // of all steps
+    OverheadLine plain_overhead_;  // of plain ones
     PassShape last_pass_;          // of the step before
     int32_t n_settled_ = 0;        // plain passes in a row
     std::vector<int32_t> n_timed_; // [n]: drafted passes of about n rows
