@@ -303,7 +303,7 @@ class DemoConfig:
         Most tokens per answer, at least 2.
     """
 
-    n_repeats: int = 3
+    n_repeats: int = 10
     max_tokens: int = 128
 
     def __post_init__(self) -> None:

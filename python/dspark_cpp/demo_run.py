@@ -2,9 +2,9 @@
 
 Owns: what is run and timed, and how it is shown. Must not know: anything that `LLM` does not offer to everybody.
 
-Plain decoding is an LLM without a drafter, so that it carries none of speculation's costs. Both take turns, so that a
-machine that slows down slows both. The figures are medians over answers. Speed is in tokens
-per second of the engine's own time in rounds: loading, prefill and the printing here are in neither.
+Plain decoding is an LLM without a drafter, so that it carries none of speculation's costs. Both stay open and take
+turns answer by answer, so that a machine that slows down slows both. The figures are medians over answers. Speed is in
+tokens per second of the engine's own time in rounds: loading, prefill and the printing here are in neither.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import codecs
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
@@ -113,20 +113,16 @@ class _Demo:
 
     def measure(self, domains: Sequence[_Domain], params: SamplingParams, n_repeats: int, until_s: float) -> None:
         """Time both ways of decoding in turns, `n_repeats` times or as often as the time is enough for."""
-        for repeat in range(n_repeats):
-            if repeat > 0 and time.perf_counter() - self._began > until_s:
-                return
-            once = replace(params, seed=repeat)
-            self._measure_way(_open_plain, [(domain, domain.plain) for domain in domains], once)
-            self._measure_way(_open_dspark, [(domain, domain.dspark) for domain in domains], once)
-
-    def _measure_way(
-        self, open_llm: Callable[[], LLM], answers: Sequence[tuple[_Domain, list[RequestStats]]], params: SamplingParams
-    ) -> None:
-        with open_llm() as llm:
-            _ask(llm, answers[0][0].prompts[0], replace(params, max_tokens=16))  # warms it up
-            for domain, stats in answers:
-                stats += [_ask(llm, prompt, params).stats for prompt in domain.prompts]
+        with _open_plain() as plain, _open_dspark() as dspark:
+            for llm in (plain, dspark):
+                _ask(llm, domains[0].prompts[0], replace(params, max_tokens=16))  # warms it up
+            for repeat in range(n_repeats):
+                if repeat > 0 and time.perf_counter() - self._began > until_s:
+                    return
+                for domain in domains:
+                    ways = [(plain, domain.plain), (dspark, domain.dspark)]
+                    ordered = ways if repeat % 2 == 0 else ways[::-1]
+                    _answer_in_turns(ordered, domain.prompts, replace(params, seed=repeat))
 
     def _marked(self, llm: LLM, answer: Completion) -> Text:
         """Return the text of an answer, accepted tokens marked; half a character waits for its other half."""
@@ -167,6 +163,15 @@ def run_demo(config: DemoConfig, console: Console | None = None) -> None:
     demo.measure(at_one, replace(greedy, temperature=1.0), config.n_repeats, _BUDGET_SECONDS)
     console.print(_table("Temperature 1", at_one))
     console.print(_verdict(at_zero), style="bold", soft_wrap=True)
+
+
+def _answer_in_turns(
+    ways: Sequence[tuple[LLM, list[RequestStats]]], prompts: Sequence[str], params: SamplingParams
+) -> None:
+    """Answer each prompt by every way, one right after the other: what slows the machine then slows them all."""
+    for prompt in prompts:
+        for llm, stats in ways:
+            stats.append(_ask(llm, prompt, params).stats)
 
 
 def _difference(prompt: str, off: list[int], on: list[int]) -> list[str]:
