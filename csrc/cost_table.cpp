@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <stdexcept>
 #include <string>
 
@@ -61,41 +62,6 @@ int32_t context_bucket(int32_t n_cells) {
         ++bucket;
     }
     return bucket;
-}
-
-void MedianRing::push(double value) {
-    values_[next_] = value;
-    next_ = (next_ + 1) % kCapacity;
-    n_ = std::min(n_ + 1, static_cast<int32_t>(kCapacity));
-    median_ = find_median();
-}
-
-double MedianRing::find_median() const {
-    std::array<double, kCapacity> sorted = values_;
-    const auto end = sorted.begin() + n_;
-    const auto middle = sorted.begin() + n_ / 2;
-    std::nth_element(sorted.begin(), middle, end);
-    if (n_ % 2 == 1) {
-        return *middle;
-    }
-    return 0.5 * (*middle + *std::max_element(sorted.begin(), middle));
-}
-
-// ---- beside the passes ----
-
-void OverheadLine::push(int32_t n_rows, double ms) {
-    const double most_ms = kMost * at(n_rows);
-    const double y = weight_ > 4 && most_ms > 0 ? std::min(ms, most_ms) : ms;
-    const double x = n_rows;
-    weight_ = kMemory * weight_ + 1;
-    rows_ = kMemory * rows_ + x;
-    rows_squared_ = kMemory * rows_squared_ + x * x;
-    ms_ = kMemory * ms_ + y;
-    rows_ms_ = kMemory * rows_ms_ + x * y;
-    const double spread = rows_squared_ - rows_ * rows_ / weight_;
-    const double slope = spread > 1e-9 ? (rows_ms_ - rows_ * ms_ / weight_) / spread : 0.0;
-    slope_ms_ = std::clamp(slope, 0.0, rows_ > 0 ? ms_ / rows_ : 0.0); // neither part of it is below 0
-    base_ms_ = (ms_ - slope_ms_ * rows_) / weight_;
 }
 
 // ---- one curve ----
@@ -284,7 +250,26 @@ double CostTable::output_ms(const PassShape& pass) const {
 }
 
 double CostTable::verify_ms(const PassShape& pass) const {
-    return undisturbed_verify_ms(pass) * slowdown(is_drafted(pass));
+    const double ms = undisturbed_verify_ms(pass) * slowdown(is_drafted(pass));
+    return pass.is_plain() ? std::min(ms, plain_bound_ms(pass)) : ms;
+}
+
+double CostTable::plain_bound_ms(const PassShape& pass) const {
+    const auto seen = plain_seen_.find(pass.n_rows);
+    if (seen == plain_seen_.end() || seen->second.size() < kMinRatios) {
+        return std::numeric_limits<double>::infinity();
+    }
+    return seen->second.median() * context_factor(pass);
+}
+
+// What the context makes of a plain pass.
+double CostTable::context_factor(const PassShape& pass) const {
+    const double base_ms = plain_.at(pass.n_rows, {0, pass.context.n_sequences}, verify_slope_);
+    return base_ms > 0 ? plain_.at(pass.n_rows, pass.context, verify_slope_) / base_ms : 1;
+}
+
+void CostTable::observe_settling(const PassShape& pass, double ms) {
+    plain_seen_[pass.n_rows].push(ms / context_factor(pass));
 }
 
 double CostTable::draft_ms(int32_t n_blocks, const ContextLoad& context) const {
@@ -309,6 +294,9 @@ void CostTable::observe_verify(const PassShape& pass, double ms) {
         Ratios& own = is_drafted(pass) ? drafted_ratios_ : plain_ratios_;
         own.ring.push(is_common ? common_change(ratio, draft_ratio_) : ratio);
         own.last_pass = n_passes_ + 1;
+    }
+    if (pass.is_plain()) {
+        observe_settling(pass, ms);
     }
     draft_ratio_ = 0;
     held_.push_back({pass, 0, ms, ++n_passes_});

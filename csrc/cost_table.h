@@ -11,13 +11,15 @@
 //     the whole machine for its own;
 //   - what slows plain steps down need not slow drafted ones as much: a busy neighbour takes memory bandwidth, which
 //     passes of one row live on, and a caller's work between steps is the same however long a step is. So each of the
-//     two has a ratio of its own;
+//     two has a ratio of its own. Both may hide that a size is priced wrong beside the others, so plain decoding is
+//     never priced above what its last passes of that size took;
 //   - context: attention costs per cell, further rows a share of the first (kRowShare); sizes seen in a context bucket
 //     have values of their own there.
 #pragma once
 
+#include "estimates.h"
+
 #include <algorithm>
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
@@ -42,44 +44,6 @@ struct CostCurves {
 
     // Throws std::invalid_argument: sizes must ascend from 1, times be finite and 0 or more.
     void validate() const;
-};
-
-// The last few values of a quantity, answered by their median.
-class MedianRing {
-  public:
-    void push(double value);
-    void clear() { *this = {}; }
-    [[nodiscard]] double median() const { return median_; } // 0 when empty
-    [[nodiscard]] int32_t size() const { return n_; }
-
-  private:
-    [[nodiscard]] double find_median() const;
-
-    static constexpr size_t kCapacity = 9;
-    std::array<double, kCapacity> values_{};
-    size_t next_ = 0;
-    int32_t n_ = 0;
-    double median_ = 0; // read several times a step
-};
-
-// What a step takes beside its passes, as a line over its drafted rows: decayed least squares. A sample far above the
-// line is cut: a pause of the machine teaches nothing.
-class OverheadLine {
-  public:
-    void push(int32_t n_rows, double ms);
-    [[nodiscard]] bool is_empty() const { return weight_ == 0; }
-    [[nodiscard]] double at(int32_t n_rows) const { return base_ms_ + slope_ms_ * n_rows; }
-
-  private:
-    static constexpr double kMemory = 0.97;
-    static constexpr double kMost = 3; // times what the line says
-    double weight_ = 0;
-    double rows_ = 0; // weighted sums
-    double rows_squared_ = 0;
-    double ms_ = 0;
-    double rows_ms_ = 0;
-    double base_ms_ = 0;
-    double slope_ms_ = 0;
 };
 
 class CostCurve {
@@ -198,6 +162,8 @@ class CostTable {
     void observe_draft(int32_t n_blocks, const ContextLoad& context, double ms);
     void observe_verify(const PassShape& pass, double ms);
     void observe_inject(int32_t n_rows, double ms);
+    // A plain pass that has not settled yet: plain decoding takes no longer than that.
+    void observe_settling(const PassShape& pass, double ms);
 
     // The curves with what was learned, at the speed of load time, or of now where that is faster.
     [[nodiscard]] CostCurves curves() const;
@@ -222,6 +188,8 @@ class CostTable {
     [[nodiscard]] double gain_of_now(bool is_of_draft) const;
     [[nodiscard]] double undisturbed_verify_ms(const PassShape& pass) const;
     [[nodiscard]] double output_ms(const PassShape& pass) const;
+    [[nodiscard]] double plain_bound_ms(const PassShape& pass) const;
+    [[nodiscard]] double context_factor(const PassShape& pass) const;
     [[nodiscard]] static bool is_drafted(const PassShape& pass) { return !pass.is_plain() && pass.n_prefill_rows == 0; }
     [[nodiscard]] bool knows(const PassShape& pass) const;
 
@@ -233,6 +201,9 @@ class CostTable {
     ContextSlope prefill_slope_;
     ContextSlope draft_slope_;
     CostCurve inject_;
+    // [n_rows]: the last plain passes, their context taken out. A price above what they took is never found out while
+    // drafts go on, and one below it by the next plain steps: so plain decoding is not priced above them.
+    std::map<int32_t, MedianRing> plain_seen_;
     Ratios plain_ratios_;
     Ratios drafted_ratios_;
     double draft_ratio_ = 0; // of this step's draft; 0: none, or of a size that nobody knows

@@ -182,6 +182,7 @@ class Engine {
     void release(Request& request, bool is_clean);
     void drop_idle();
     void fail_step(const std::string& error);
+    void tell_stats();
     void record_step(double total_ms);
     [[nodiscard]] double plain_step_ms() const;
     [[nodiscard]] CostCurves time_passes(double budget_ms, bool is_look);

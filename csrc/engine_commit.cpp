@@ -285,4 +285,58 @@ void Engine::shift(Request& request) {
     request.discard(n_kept, n);
 }
 
+// ---- what is told of it ----
+
+// A step's times go to everyone who took part in it: this is what each of them waited.
+void Engine::record_step(double total_ms) {
+    const double host_ms = total_ms - step_.draft_ms - step_.verify_ms;
+    const double plain_ms = plain_step_ms();
+    for (const Lane& lane : lanes_) {
+        RequestStats& stats = lane.request->stats;
+        if (lane.is_prefill) {
+            stats.prefill_ms += total_ms;
+        } else {
+            stats.draft_ms += step_.draft_ms;
+            stats.verify_ms += step_.verify_ms;
+            stats.host_ms += host_ms;
+            stats.plain_ms += plain_ms * lane.n_committed;
+        }
+        if (lane.request->phase == Phase::finished) {
+            event_of(*lane.request).stats = stats; // this step's times included
+        }
+    }
+    const std::lock_guard lock(inbox_mutex_);
+    stats_.n_steps += 1;
+    stats_.n_prefill_tokens += step_.n_prefill_tokens;
+    stats_.n_reused += step_.n_reused;
+    stats_.n_drafted += step_.n_drafted;
+    stats_.n_scheduled += step_.n_scheduled;
+    stats_.n_accepted += step_.n_accepted;
+    stats_.n_committed += step_.n_committed;
+    stats_.n_parked += step_.n_parked;
+    stats_.n_probes += step_.n_probes;
+    if (step_.n_prefill_tokens > 0) {
+        stats_.n_prefill_steps += 1;
+        stats_.prefill_ms += total_ms;
+        return;
+    }
+    stats_.draft_ms += step_.draft_ms;
+    stats_.head_ms += step_.head_ms;
+    stats_.sample_ms += step_.sample_ms;
+    stats_.verify_ms += step_.verify_ms;
+    stats_.inject_ms += step_.inject_ms;
+    stats_.host_ms += host_ms - step_.inject_ms;
+}
+
+// Of those who go on, once a turn: a step tells many requests something.
+void Engine::tell_stats() {
+    for (const auto& request : running_) {
+        for (Event& event : events_) {
+            if (event.request_id == request->id) {
+                event.stats = request->stats;
+            }
+        }
+    }
+}
+
 } // namespace dspark

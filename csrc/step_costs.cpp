@@ -133,6 +133,8 @@ void StepCosts::observe_passes(const StepLoad& load, const StepShape& step, cons
     }
     if (times.verify_ms > 0 && !is_split && !is_settling) { // of two passes nobody knows which took how long
         table_.observe_verify(pass, times.verify_ms);
+    } else if (is_settling && times.verify_ms > 0) {
+        table_.observe_settling(pass, times.verify_ms);
     }
 }
 

@@ -373,3 +373,15 @@ def test_a_slow_moment_of_drafted_passes_fades_down_to_what_is_usual() -> None:
     for _ in range(100):
         table.observe_verify(1, 20.0, is_repeat=True)
     assert table.verify_ms(4) == pytest.approx(74 * 1.5 * 2 ** np.exp(-1))
+
+
+def test_a_size_that_load_took_for_too_cheap_makes_plain_decoding_of_another_no_dearer() -> None:
+    """The last request of a crowd, slower than load said, was taken for a slow machine when the next crowd came."""
+    table = _costs.CostTable(curves(plain=[(1, 20.0), (16, 60.0)], verify_ms_per_row_cell=0.01))
+    for _ in range(30):
+        table.observe_verify(16, 40.0, is_repeat=True)
+    for _ in range(9):
+        table.observe_verify(1, 30.0, is_repeat=True)
+    assert table.verify_ms(16, is_repeat=True) == pytest.approx(40)
+    deep = table.verify_ms(16, is_repeat=True, n_cells=4096) / table.verify_ms(16, is_repeat=True)
+    assert deep > 2  # what it took is no bound for a context that it did not have

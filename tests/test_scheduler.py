@@ -418,3 +418,25 @@ def test_plain_steps_count_once_they_have_settled() -> None:
     run(12, 60.0)
     bound.select([{"id": 1}])
     assert bound.outlook[2] == pytest.approx(60, rel=0.1)
+
+
+def test_plain_steps_that_never_settle_show_the_end_of_a_slow_moment() -> None:
+    """Requests come and go, so that passes of one shape are few in a row."""
+    given = curves(Setting("linear", 0.9, draft_share=0.2)) | {"plain": [(1, 26.0), (2, 30.0)]}
+    bound = _scheduling.Scheduler(costs=given, block_size=BLOCK)
+
+    def step(n_requests: int, ms: float) -> None:
+        bound.select([{"id": i, "policy": "off"} for i in range(n_requests)])
+        bound.observe_step(
+            n_drafting=0, n_drafted_rows=0, n_committed=n_requests, draft_ms=0, verify_ms=ms, total_ms=ms
+        )  # fmt: skip
+
+    for _ in range(20):
+        step(1, 52.0)
+    bound.select([{"id": 1}])
+    assert bound.outlook[2] == pytest.approx(52, rel=0.1)
+    for _ in range(9):
+        for n_requests, ms in ((2, 33.0), (2, 33.0), (1, 28.0), (1, 28.0)):
+            step(n_requests, ms)
+    bound.select([{"id": 1}])
+    assert bound.outlook[2] == pytest.approx(28, rel=0.1)
