@@ -18,8 +18,9 @@ namespace {
 constexpr int32_t kPromptRows = 8; // what every sequence holds before a pass is timed
 constexpr int32_t kFewRepeats = 7; // more while a third of the budget is not spent
 constexpr int32_t kMostRepeats = 15;
-constexpr double kShortChunk = 30; // ms: a chunk up to here is timed twice
-constexpr double kSmallPass = 5;   // ms: up to here what lies around a pass shows in its time
+constexpr double kShortChunk = 30;  // ms: a chunk up to here is timed twice
+constexpr int32_t kLeastCells = 96; // that show what attention adds where a pass is small
+constexpr double kSmallPass = 5;    // ms: up to here what lies around a pass shows in its time
 
 class Measurement {
   public:
@@ -358,18 +359,18 @@ class Measurement {
     }
 
     void measure_context() {
-        if (end_ <= kBaseCells || curves_.verify.empty()) {
+        if (end_ < kLeastCells || curves_.verify.empty()) {
             return; // too short a context to tell attention from noise
         }
         const auto [n_rows, base_ms] = curves_.verify[std::min<size_t>(3, curves_.verify.size() - 1)];
         if (n_rows > target_.max_rollback()) {
             return; // the context is lost with the first pass
         }
-        const double deep_ms = median_of_three([&] { return time_behind_draft(n_rows); });
+        const double deep_ms = lower_quartile([&] { return time_behind_draft(n_rows); });
         curves_.verify_ms_per_row_cell = std::max(0.0, deep_ms - base_ms) / context_size(n_rows, {end_}, kRowShare);
         if (drafter_ != nullptr && !curves_.draft.empty()) {
             (void)draft_blocks(1); // injects what was queued
-            const double draft_ms = median_of_three([&] { return time_draft(1); });
+            const double draft_ms = lower_quartile([&] { return time_draft(1); });
             curves_.draft_ms_per_block_cell =
                 std::max(0.0, draft_ms - curves_.draft[0].second) / context_size(1, {end_}, 1.0);
         }

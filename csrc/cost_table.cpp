@@ -14,6 +14,7 @@ constexpr int32_t kTrustedSamples = 3; // a size nobody measured at load counts 
 constexpr int32_t kLoadWeight = 3;     // samples that the value from load counts for
 constexpr int32_t kGuessWeight = 2;    // samples that the interpolated value counts for: outliers alone teach nothing
 constexpr double kCliff = 1.5;         // times as dear as the next larger size: no noise
+constexpr double kLeastBase = 0.5;     // of a pass, whatever its context is said to add
 constexpr double kLeastBody = 0.5;     // of a pass that reads prompts, whatever its outputs are said to take
 constexpr double kPlainFades = 64; // passes of the other kind in which what is unusual fades to 1 / e (in logarithms)
 constexpr double kDraftedFades = 100;
@@ -181,11 +182,7 @@ void ContextSlope::observe(double ms) {
 }
 
 double ContextCost::at(int32_t size, const ContextLoad& context, const ContextSlope& slope) const {
-    const int32_t bucket = context_bucket(context.n_cells);
-    if (bucket == 0) {
-        return base_.at(size);
-    }
-    const auto own = buckets_.find(bucket);
+    const auto own = buckets_.find(context_bucket(context.n_cells));
     if (own != buckets_.end() && own->second.knows(size)) {
         return own->second.at(size);
     }
@@ -203,8 +200,9 @@ bool ContextCost::knows(int32_t size, const ContextLoad& context) const {
 
 void ContextCost::observe(int32_t size, const ContextLoad& context, double ms, ContextSlope& slope) {
     const int32_t bucket = context_bucket(context.n_cells);
+    const double added_ms = slope.ms() * context_size(size, context, share_);
     if (bucket == 0) {
-        base_.observe(size, ms);
+        base_.observe(size, std::max(ms - added_ms, kLeastBase * ms));
         return;
     }
     buckets_[bucket].observe(size, ms);

@@ -32,7 +32,7 @@ namespace dspark {
 
 using CostPoints = std::vector<std::pair<int32_t, double>>; // (size, ms), ascending sizes
 
-// All in milliseconds, with a cache of at most kBaseCells cells in use.
+// All in milliseconds, with next to nothing in the cache.
 struct CostCurves {
     CostPoints verify;                 // rows, each with logits, behind a draft
     CostPoints plain;                  // rows of plain decoding: pass after pass of one shape; empty: as verify
@@ -94,11 +94,11 @@ struct ContextLoad {
     int32_t n_sequences = 1;
 };
 
-// What a context adds to a pass of bucket 0, in units of what a cell adds to one row; `share`: as kRowShare. Rows, and
+// What a context adds to a pass, in units of what a cell adds to one row; `share`: as kRowShare. Rows, and
 // cells, are taken to be spread evenly over the sequences.
 [[nodiscard]] constexpr double context_size(int32_t n_rows, const ContextLoad& context, double share) {
     const int32_t n_first = std::min(n_rows, context.n_sequences);
-    return (n_first + share * (n_rows - n_first)) / context.n_sequences * (context.n_cells - kBaseCells / 2);
+    return (n_first + share * (n_rows - n_first)) / context.n_sequences * context.n_cells;
 }
 
 // What a cell adds to a pass of one row: measured at load, if a context deep enough could be filled; then the median

@@ -76,4 +76,13 @@ void Trust::learn(double n_kept, double n_promised) {
     n_promised_ += n_promised;
 }
 
+double Overrun::factor() const { return std::exp(log_factor_); }
+
+void Overrun::learn(double extra_ms, double expected_ms) {
+    if (expected_ms > 0) {
+        const double ratio = std::clamp(extra_ms / expected_ms, 1 / kMost, kMost);
+        log_factor_ += kStep * (std::log(ratio) - log_factor_);
+    }
+}
+
 } // namespace dspark

@@ -34,6 +34,22 @@ class Parking {
 };
 
 // Drafted steps keep less than they promise where costs or survivals are off in a way that no estimate shows.
+// What drafted steps take beyond plain ones, to what they were to take: injections that pay for few rounds, caches that
+// plain steps have emptied. Unlike the tokens of a round that is no matter of luck.
+class Overrun {
+  public:
+    [[nodiscard]] double factor() const; // that drafts are dearer by
+    void learn(double extra_ms, double expected_ms);
+    void fade() { log_factor_ *= kMemory; } // a parked step: conditions change
+
+  private:
+    static constexpr double kMemory = 0.995;
+    static constexpr double kStep = 0.06;
+    static constexpr double kMost = 2; // times what was expected: the rest is a moment's
+
+    double log_factor_ = 0;
+};
+
 class Trust {
   public:
     [[nodiscard]] double share() const; // of a promise, at most 1

@@ -55,6 +55,15 @@ void Scheduler::price_rows(const StepLoad& load, const StepShape& step) {
     costs_.price_rows(load, step, n_most, row_ms_);
 }
 
+void Scheduler::price_overrun() {
+    for (double& ms : row_ms_) {
+        ms = row_ms_[0] + overrun_.factor() * (ms - row_ms_[0]);
+    }
+    for (double& ms : draft_ms_) {
+        ms *= overrun_.factor();
+    }
+}
+
 // A first draft injects all rows that wait, a prompt's mostly: worth it the more, the more rounds are to come. How many
 // tokens a text still has is not known: at most n_left, and on average what texts of its length have had.
 void Scheduler::price_entries(std::span<const Proposal> proposals) {
@@ -125,6 +134,7 @@ void Scheduler::select(std::span<Proposal> proposals, const StepLoad& load) {
         proposal.decision = proposal.drafts_always() ? DraftDecision::draft : DraftDecision::none;
     }
     promised_speedup_ = 0;
+    expected_ms_ = 0;
     if (parking_.goes_on(proposals)) {
         park(proposals);
         return;
@@ -191,6 +201,7 @@ void Scheduler::select_adaptive(std::span<Proposal> proposals, const StepLoad& l
     const auto n_requests = static_cast<int32_t>(proposals.size());
     price_rows(load, {n_requests, n_other_blocks, n_other_rows});
     costs_.price_drafts(load, n_other_blocks, static_cast<int32_t>(group_.blocks.size()), draft_ms_);
+    price_overrun();
     price_entries(proposals);
     const DraftChoice choice = choose_fastest_drafting(group_.blocks, {row_ms_, draft_ms_, bonus_tokens_}, n_requests);
     const double promised_ms = row_ms_[0] + choice.extra_ms;
@@ -269,11 +280,15 @@ void Scheduler::schedule_group(Policy::Kind kind, std::span<const Proposal> prop
     if (kind == Policy::Kind::algorithm1) {
         algorithm1_prefixes(group_.blocks, row_ms_, static_cast<int32_t>(proposals.size()), group_.prefix_len);
     } else {
+        priced_ms_ = row_ms_;
         costs_.hope_for_untried(static_cast<int32_t>(proposals.size()) + n_other_rows, row_ms_);
         const double gain = choose_adaptive_prefixes();
-        const bool has_probe = has_decision(proposals, DraftDecision::probe);
-        if (n_other_rows == 0 && !has_probe && !options_.equal_lengths) {
+        const bool is_look =
+            has_decision(proposals, DraftDecision::probe) || has_decision(proposals, DraftDecision::timed);
+        if (n_other_rows == 0 && !is_look && !options_.equal_lengths) {
             learn_bonus(gain);
+            expected_ms_ = priced_ms_[static_cast<size_t>(sum_rows(group_.prefix_len))] - outlook_.plain_ms +
+                           draft_ms_[group_.blocks.size()] / overrun_.factor();
         }
     }
     for (size_t member = 0; member < group_.members.size(); ++member) {
@@ -332,6 +347,11 @@ void Scheduler::learn_speed(const StepLoad& load, const StepShape& step, int32_t
     n_committed_ = kMemory * n_committed_ + n_committed;
     n_plain_ = kMemory * n_plain_ + n_plain;
     trust_.fade(step.n_drafting > 0);
+    if (step.n_drafting == 0) {
+        overrun_.fade();
+    } else if (expected_ms_ > 0) {
+        overrun_.learn(total_ms - outlook_.plain_ms, expected_ms_);
+    }
     if (step.n_drafting > 0 && promised_speedup_ > 0) {
         trust_.learn(n_committed, promised_speedup_ * n_plain);
     }

@@ -76,6 +76,7 @@ class Scheduler {
     void weigh();
     void price_entries(std::span<const Proposal> proposals);
     void price_rows(const StepLoad& load, const StepShape& step);
+    void price_overrun();
     void park(std::span<Proposal> proposals);
     [[nodiscard]] bool pays(const DraftChoice& choice, int32_t n_requests) const;
     [[nodiscard]] double busy_share(const DraftChoice& choice, int32_t n_requests) const;
@@ -97,6 +98,7 @@ class Scheduler {
     SurvivalEstimator survival_;
     Parking parking_;
     Trust trust_;
+    Overrun overrun_;
     Probing probing_;
     Retiming retiming_;
     AnswerLengths lengths_;
@@ -107,13 +109,15 @@ class Scheduler {
     double promised_speedup_ = 0; // of this step, 0: it promises nothing
     double tokens_per_ms_ = 0;    // what this step can be expected to make: the price of its time
     double bonus_tokens_ = 0;     // what confidences gain a block beyond its expectation, see DraftCosts
-    double expected_gain_ = 0;    // of this step's blocks, before their confidences were known
+    double expected_ms_ = 0;   // of this step's drafts and their rows, beyond a plain one; 0: not of this group alone
+    double expected_gain_ = 0; // of this step's blocks, before their confidences were known
     // The step's own, capacity kept.
     Group group_;
-    std::vector<double> row_ms_;   // [n]: the step with n drafted rows of the group in it
-    std::vector<double> probe_ms_; // as row_ms_, for a probe
-    std::vector<double> draft_ms_; // [n]: drafting n blocks of the group
-    std::vector<double> rates_;    // (block_size,)
+    std::vector<double> row_ms_;    // [n]: the step with n drafted rows of the group in it
+    std::vector<double> priced_ms_; // as row_ms_, without hope
+    std::vector<double> probe_ms_;  // as row_ms_, for a probe
+    std::vector<double> draft_ms_;  // [n]: drafting n blocks of the group
+    std::vector<double> rates_;     // (block_size,)
 };
 
 } // namespace dspark

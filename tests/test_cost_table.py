@@ -177,46 +177,54 @@ def test_context_buckets_double() -> None:
 
 def test_context_adds_per_row_and_cell_until_its_bucket_was_seen() -> None:
     table = _costs.CostTable(curves(verify_ms_per_row_cell=0.001, draft_ms_per_block_cell=0.002))
-    assert table.verify_ms(2, n_cells=500) == 46
-    assert table.verify_ms(2, n_cells=2256) == pytest.approx(46 + 0.001 * (1 + 1 / 3) * 2000)
-    assert table.draft_ms(1, 2256) == pytest.approx(10 + 0.002 * 2000)
+    assert table.verify_ms(2, n_cells=300) == pytest.approx(46 + 0.001 * (1 + 1 / 3) * 300)
+    assert table.verify_ms(2, n_cells=2000) == pytest.approx(46 + 0.001 * (1 + 1 / 3) * 2000)
+    assert table.draft_ms(1, 2000) == pytest.approx(10 + 0.002 * 2000)
     for _ in range(8):
-        table.observe_verify(2, 50.0, n_cells=2256)
-    assert table.verify_ms(2, n_cells=2256) == 50
+        table.observe_verify(2, 50.0, n_cells=2000)
+    assert table.verify_ms(2, n_cells=2000) == 50
     assert table.verify_ms(2) == 46
+
+
+def test_what_steps_of_some_context_take_says_the_same_of_others() -> None:
+    table = _costs.CostTable(curves(verify_ms_per_row_cell=0.05))
+    for _ in range(20):
+        table.observe_verify(1, 26.0 + 0.05 * 300, n_cells=300)  # load timed 24
+    assert table.verify_ms(1) == pytest.approx(26, rel=0.05)
+    assert table.verify_ms(1, n_cells=500) == pytest.approx(26 + 0.05 * 500, rel=0.05)
 
 
 def test_slope_of_the_context_is_learned_where_load_did_not_measure_it() -> None:
     table = _costs.CostTable(curves())
     for _ in range(8):
-        table.observe_verify(1, 24.0 + 4.0, n_cells=2256)
-    assert table.verify_ms(4, n_cells=4256) == pytest.approx(74 + 0.002 * (1 + 3 / 3) * 4000)
+        table.observe_verify(1, 24.0 + 4.0, n_cells=2000)
+    assert table.verify_ms(4, n_cells=4000) == pytest.approx(74 + 0.002 * (1 + 3 / 3) * 4000)
 
 
 def test_plain_steps_in_a_deep_context_correct_what_verifying_is_taken_to_cost_there() -> None:
     table = _costs.CostTable(curves(plain=[(1, 20.0)], verify_ms_per_row_cell=0.01))
-    dear_ms = table.verify_ms(4, n_cells=4256)
+    dear_ms = table.verify_ms(4, n_cells=4000)
     for _ in range(8):
-        table.observe_verify(1, 20.0 + 0.002 * 4000, n_cells=4256, is_repeat=True)
-    assert table.verify_ms(4, n_cells=4256) == pytest.approx(74 + 0.002 * (1 + 3 / 3) * 4000)
+        table.observe_verify(1, 20.0 + 0.002 * 4000, n_cells=4000, is_repeat=True)
+    assert table.verify_ms(4, n_cells=4000) == pytest.approx(74 + 0.002 * (1 + 3 / 3) * 4000)
     assert dear_ms == pytest.approx(74 + 0.01 * (1 + 3 / 3) * 4000)
 
 
 def test_rows_read_the_cells_of_their_own_sequence() -> None:
     table = _costs.CostTable(curves(verify_ms_per_row_cell=0.001))
-    alone = table.verify_ms(2, n_cells=4256) - 46
+    alone = table.verify_ms(2, n_cells=4000) - 46
     assert alone == pytest.approx(0.001 * (1 + 1 / 3) * 4000)
-    assert table.verify_ms(2, n_cells=4256, n_sequences=2) - 46 == pytest.approx(0.001 * 4000)
-    assert table.verify_ms(4, n_cells=4256, n_sequences=2) - 74 == pytest.approx(0.001 * (1 + 1 / 3) * 4000)
+    assert table.verify_ms(2, n_cells=4000, n_sequences=2) - 46 == pytest.approx(0.001 * 4000)
+    assert table.verify_ms(4, n_cells=4000, n_sequences=2) - 74 == pytest.approx(0.001 * (1 + 1 / 3) * 4000)
     # One of four that decodes, while three still read their prompts: its own cells alone.
-    assert table.verify_ms(1, n_cells=4256, n_sequences=4) - 24 == pytest.approx(0.001 * 1000)
+    assert table.verify_ms(1, n_cells=4000, n_sequences=4) - 24 == pytest.approx(0.001 * 1000)
 
 
 def test_what_plain_steps_of_many_show_prices_their_drafts() -> None:
     table = _costs.CostTable(curves())
     for _ in range(12):
-        table.observe_verify(4, 74 + 0.002 * 4000, n_cells=4256, n_sequences=4)
-    assert table.verify_ms(2, n_cells=4256) == pytest.approx(46 + 0.002 * (1 + 1 / 3) * 4000)
+        table.observe_verify(4, 74 + 0.002 * 4000, n_cells=4000, n_sequences=4)
+    assert table.verify_ms(2, n_cells=4000) == pytest.approx(46 + 0.002 * (1 + 1 / 3) * 4000)
 
 
 def test_a_free_pass_is_no_division_by_zero() -> None:

@@ -440,3 +440,25 @@ def test_plain_steps_that_never_settle_show_the_end_of_a_slow_moment() -> None:
             step(n_requests, ms)
     bound.select([{"id": 1}])
     assert bound.outlook[2] == pytest.approx(28, rel=0.1)
+
+
+def test_what_drafted_steps_take_beyond_their_price_is_priced() -> None:
+    overrun = _scheduling.Overrun()
+    assert overrun.factor == 1
+    for _ in range(60):
+        overrun.learn(extra_ms=3.0, expected_ms=2.0)
+    assert overrun.factor == pytest.approx(1.5, rel=0.02)
+    overrun.learn(extra_ms=200.0, expected_ms=2.0)  # held up
+    assert overrun.factor == pytest.approx(1.5, rel=0.04)
+    overrun.learn(extra_ms=1.0, expected_ms=0.0)  # nothing was expected
+    for _ in range(400):  # parked: what it was is no reason to stay so
+        overrun.fade()
+    assert overrun.factor == pytest.approx(1, abs=0.1)
+
+
+def test_a_price_that_steps_keep_is_left_alone() -> None:
+    simulation = Simulation(Setting("flat", 0.6, n_requests=4, draft_share=0.3))
+    simulation.run(200)
+    simulation.accepted.clear()
+    result = simulation.run(600)
+    assert result.tokens_per_ms > 0.98 * max(fixed_lengths(simulation))

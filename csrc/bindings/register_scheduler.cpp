@@ -141,6 +141,11 @@ void register_policies(py::module_& module) {
 
 void register_costs(py::module_& module) {
     module.def("context_bucket", &context_bucket);
+    py::class_<Overrun>(module, "Overrun")
+        .def(py::init<>())
+        .def("learn", &Overrun::learn, py::arg("extra_ms"), py::arg("expected_ms"))
+        .def("fade", &Overrun::fade)
+        .def_property_readonly("factor", &Overrun::factor);
     py::class_<OverheadLine>(module, "OverheadLine")
         .def(py::init<>())
         .def("push", &OverheadLine::push, py::arg("n_rows"), py::arg("ms"))
