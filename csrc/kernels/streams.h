@@ -3,8 +3,9 @@
 // GB/s: one stream 16 to 22, two 19, four 23, eight 21, sixteen 16 to 19; four rows of 2 KB side by side 10, with
 // prefetches 18. Prefetches take slots that misses need, so where hardware keeps up by itself, it is left alone.
 //
-// What a strip's rows leave, integers, is added up while the rows of the next strip are read: memory would idle
-// otherwise, since prefetchers are not far ahead.
+// What a strip's rows leave, integers, is added up while its last rows are read: the less is kept of them, the longer
+// rows may be before the L1 cache is too small (Zen 4, AVX2, IQ4_NL in rows of 2048: 13.8 GB/s, by a strip more of
+// sums 11.7).
 #pragma once
 
 #include "kernels/columns.h"
@@ -16,10 +17,13 @@ namespace {
 
 inline constexpr int kStreams = 4, kStreamRows = kLanes / kStreams;
 inline constexpr size_t kStreamAhead = 2048; // bytes that prefetches are ahead; 1024 up to a fifth slower, 4096 as fast
-// From so many chunks of 256 weights in a row on, streams are prefetched. Measured; with 16 lanes always.
-inline constexpr int64_t kPrefetchedChunks = kLanes == 8 ? 5 : 1;
+// Up to so many bytes kept of a strip's rows hardware follows 4 streams better without prefetches; beyond, the L1 cache
+// loses what is kept, and those misses take the slots of others. Measured; 16 lanes always prefetch.
+inline constexpr size_t kMostKept = kLanes == 8 ? 12 << 10 : 0;
 // Of all rows, then the next ones. Long, since what is prefetched of a row lies in the next piece where one ends.
 inline constexpr int kPieceChunks = 64;
+
+using StreamChunks = const uint8_t* [kStreams];
 
 // kLanes rows, kStreamRows of each stream. Lane kStreams r + i is row r of stream i.
 struct StreamRows {
@@ -82,49 +86,44 @@ struct StreamOutputs {
 //   sum(rows, r, at, values, sums)  row r of each stream, whose chunk begins at `at`
 //   add(sums, record, acc)          acc + the chunk's part of the outputs
 template <typename Column> class StreamPiece {
+    static constexpr int kRecord = record_groups(Column::kLayout);
+
+    // Beside each other: arrays of their own would lie whole pages apart, where stores look like those that loads wait
+    // for.
+    struct Chunk {
+        typename Column::Values values;
+        typename Column::Sums sums;
+    };
+
   public:
+    static constexpr size_t kKept = sizeof(Chunk) + kRecord * sizeof(int32_t); // bytes of a chunk that all rows need
+
     StreamPiece(const int32_t* x, int n_chunks) : x_(x), n_chunks_(n_chunks) {
         for (int c = 0; c < n_chunks; ++c) {
             chunks_[c].values.set(x + c * kRecord);
         }
     }
 
-    // The rows of a strip, while the one before, if there is one, is added to acc.
-    Floats sum(const StreamRows& rows, bool has_before, Floats acc) {
-        now_ = 1 - now_;
-        int n_steps = 0, n_added = 0;
+    // acc + the piece's part of a strip's outputs.
+    Floats add(const StreamRows& rows, Floats acc) {
         for (int r = 0; r < kStreamRows; ++r) {
+            const bool is_last = r == kStreamRows - 1;
             for (int c = 0; c < n_chunks_; ++c) {
-                Column::sum(rows, r, c * Column::kBytes, chunks_[c].values, chunks_[c].sums[now_]);
-                if (++n_steps % kStreamRows == 0 && has_before) {
-                    acc = Column::add(chunks_[n_added].sums[1 - now_], x_ + n_added * kRecord, acc);
-                    ++n_added;
+                Column::sum(rows, r, c * Column::kBytes, chunks_[c].values, chunks_[c].sums);
+                if (is_last && c > 0) {
+                    acc = add_chunk(c - 1, acc);
                 }
             }
         }
-        return acc;
-    }
-
-    // The last strip.
-    Floats add(Floats acc) const {
-        for (int c = 0; c < n_chunks_; ++c) {
-            acc = Column::add(chunks_[c].sums[now_], x_ + c * kRecord, acc);
-        }
-        return acc;
+        return add_chunk(n_chunks_ - 1, acc);
     }
 
   private:
-    static constexpr int kRecord = record_groups(Column::kLayout);
+    Floats add_chunk(int c, Floats acc) const { return Column::add(chunks_[c].sums, x_ + c * kRecord, acc); }
+
     const int32_t* x_;
     int n_chunks_;
-    // Beside each other: arrays of their own would lie whole pages apart, where stores look like those that loads wait
-    // for.
-    struct Chunk {
-        typename Column::Values values;
-        typename Column::Sums sums[2]; // of the strip that is read and of the one before
-    };
     Chunk chunks_[kPieceChunks];
-    int now_ = 0;
 };
 
 // Some outputs, whole strips, of one column, whose length is whole chunks.
@@ -138,23 +137,12 @@ void multiply_in_streams(const Product& product, float* y, const Columns& column
     for (int64_t begin = 0; begin < n_chunks; begin += kPieceChunks) {
         const int64_t n = n_chunks - begin < kPieceChunks ? n_chunks - begin : kPieceChunks;
         StreamPiece<Column> piece(columns.groups + begin * record_groups(Column::kLayout), static_cast<int>(n));
-        const auto acc_of = [&](int64_t row) {
-            return begin == 0 ? zero_floats() : StreamOutputs{y + row, n_of_stream}.load();
-        };
         for (int64_t row = 0; row < n_of_stream; row += kStreamRows) {
             const uint8_t* first = weights + static_cast<size_t>(row) * stride + begin * Column::kBytes;
             const StreamRows rows(first, stride, static_cast<size_t>(n_of_stream) * stride,
-                                  n_chunks >= kPrefetchedChunks);
-            const int64_t before = row - kStreamRows;
-            if (before < 0) {
-                piece.sum(rows, false, zero_floats());
-            } else {
-                StreamOutputs{y + before, n_of_stream}.put(piece.sum(rows, true, acc_of(before)));
-            }
-        }
-        if (n_of_stream > 0) {
-            const int64_t last = n_of_stream - kStreamRows;
-            StreamOutputs{y + last, n_of_stream}.put(piece.add(acc_of(last)));
+                                  static_cast<size_t>(n_chunks) * StreamPiece<Column>::kKept > kMostKept);
+            const StreamOutputs out{y + row, n_of_stream};
+            out.put(piece.add(rows, begin == 0 ? zero_floats() : out.load()));
         }
     }
 }
