@@ -85,12 +85,12 @@ template <typename Format> struct BlockColumn {
 #pragma GCC unroll 4
         for (int g = 0; g < kChunkGroups; ++g) {
             Ints four[kStreams];
-            keep_scales(Format{}, chunks, g, r, sums.scales);
 #pragma GCC unroll 4
             for (int i = 0; i < kStreams; ++i) {
                 if (g == 0) {
                     rows.ask_ahead<kBytes>(chunks[i]);
                 }
+                keep_scales(Format{}, chunks, g, r, i, sums.scales);
                 Ints q[2];
                 load_group(Format{}, chunks[i], g, q);
                 four[i] = multiply_group<Format>(q, values.x[g], values.correction + (kHasVnni ? g : 0));

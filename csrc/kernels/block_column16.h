@@ -47,7 +47,7 @@ template <typename Format> [[gnu::always_inline]] inline void load_group(Format,
     q[1] = nibble_values(Format{}, nibbles_high(words));
 }
 
-// Those of a row, all of them with its first group.
+// Those of a row, all with its first group.
 [[gnu::always_inline]] inline Ints pick_scales(Q8_0, const uint8_t* w, int r) {
     static constexpr WordIndex kFirst(0, 17, 0, 32, 1), kLast(-4 * 17, 17, 0, 32, 1);
     const uint8_t* last = w + 4 * sizeof(BlockQ8_0);
@@ -59,13 +59,9 @@ template <typename Format> [[gnu::always_inline]] inline Ints pick_scales(Format
     return pick_scales(load(w), load(w + 64), kIndex, r, 0xff);
 }
 template <typename Format>
-[[gnu::always_inline]] inline void keep_scales(Format, const StreamChunks& chunks, int group, int r,
+[[gnu::always_inline]] inline void keep_scales(Format, const StreamChunks& chunks, int group, int r, int i,
                                                ChunkScales& kept) {
-    if (group != 0) {
-        return;
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < kStreams; ++i) {
+    if (group == 0) {
         const Ints scales = pick_scales(Format{}, chunks[i], r);
         kept.of[i] = r == 0 ? scales : kept.of[i] | scales;
     }

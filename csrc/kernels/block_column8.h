@@ -6,7 +6,7 @@
 namespace dspark::kernels {
 namespace {
 
-// Part 0 of of[g][r] begins with the f16 of block 2 g of row r of all streams; those of block 2 g + 1 end part 1.
+// [b][lane]: the f16 of block b of each row.
 struct ChunkScales {
     alignas(16) uint16_t of[8][kLanes];
 };
@@ -22,16 +22,20 @@ template <typename Format>
     q[1] = nibble_values(Format{}, nibbles_high(bytes));
 }
 
-// A pair of blocks lies so that 32 bytes hold both scales, each in a part of its own.
+// Those of a group, all streams with the first. A pair of blocks lies so that 32 bytes hold both scales, each in a part
+// of its own.
 template <typename Format>
-[[gnu::always_inline]] inline void keep_scales(Format, const StreamChunks& chunks, int group, int r,
+[[gnu::always_inline]] inline void keep_scales(Format, const StreamChunks& chunks, int group, int r, int i,
                                                ChunkScales& kept) {
+    if (i != 0) {
+        return;
+    }
     const int pair = 2 * group * static_cast<int>(sizeof(typename Format::Block));
     const Ints first = _mm256_unpacklo_epi16(load(chunks[0] + pair), load(chunks[1] + pair));
     const Ints last = _mm256_unpacklo_epi16(load(chunks[2] + pair), load(chunks[3] + pair));
     const __m256d all = _mm256_castsi256_pd(interleave_low(first, last));
-    _mm_storel_pd(reinterpret_cast<double*>(&kept.of[2 * group][4 * r]), _mm256_castpd256_pd128(all));
-    _mm_storeh_pd(reinterpret_cast<double*>(&kept.of[2 * group + 1][4 * r]), _mm256_extractf128_pd(all, 1));
+    _mm_storel_pd(reinterpret_cast<double*>(&kept.of[2 * group][kStreams * r]), _mm256_castpd256_pd128(all));
+    _mm_storeh_pd(reinterpret_cast<double*>(&kept.of[2 * group + 1][kStreams * r]), _mm256_extractf128_pd(all, 1));
 }
 
 // Part r of out[b] is part b of v[r].

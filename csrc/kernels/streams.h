@@ -3,9 +3,8 @@
 // GB/s: one stream 16 to 22, two 19, four 23, eight 21, sixteen 16 to 19; four rows of 2 KB side by side 10, with
 // prefetches 18. Prefetches take slots that misses need, so where hardware keeps up by itself, it is left alone.
 //
-// What a strip's rows leave, integers, is added up while its last rows are read: the less is kept of them, the longer
-// rows may be before the L1 cache is too small (Zen 4, AVX2, IQ4_NL in rows of 2048: 13.8 GB/s, by a strip more of
-// sums 11.7).
+// What a strip's rows leave, integers, is added up while others are read: memory would idle otherwise, since
+// prefetchers are not far ahead.
 #pragma once
 
 #include "kernels/columns.h"
@@ -17,9 +16,12 @@ namespace {
 
 inline constexpr int kStreams = 4, kStreamRows = kLanes / kStreams;
 inline constexpr size_t kStreamAhead = 2048; // bytes that prefetches are ahead; 1024 up to a fifth slower, 4096 as fast
-// Up to so many bytes kept of a strip's rows hardware follows 4 streams better without prefetches; beyond, the L1 cache
-// loses what is kept, and those misses take the slots of others. Measured; 16 lanes always prefetch.
+// Up to so many bytes kept of a strip hardware follows 4 streams better without prefetches; beyond, the L1 cache loses
+// what is kept, and those misses take the slots of others. Measured; 16 lanes always prefetch.
 inline constexpr size_t kMostKept = kLanes == 8 ? 12 << 10 : 0;
+// Sums of two strips, so that one's can be added up evenly along the next; or of one, added up along its own last rows:
+// half as much to keep, which is worth more with 8 lanes (up to 1.4 times as fast), not with 16 (0.95 to 1.05).
+inline constexpr int kKeptStrips = kLanes == 8 ? 1 : 2;
 // Of all rows, then the next ones. Long, since what is prefetched of a row lies in the next piece where one ends.
 inline constexpr int kPieceChunks = 64;
 
@@ -92,7 +94,7 @@ template <typename Column> class StreamPiece {
     // for.
     struct Chunk {
         typename Column::Values values;
-        typename Column::Sums sums;
+        typename Column::Sums sums[kKeptStrips];
     };
 
   public:
@@ -104,26 +106,54 @@ template <typename Column> class StreamPiece {
         }
     }
 
-    // acc + the piece's part of a strip's outputs.
-    Floats add(const StreamRows& rows, Floats acc) {
+    // acc + a strip's outputs, where one strip is kept: a chunk is added behind the next one's last row.
+    Floats add_strip(const StreamRows& rows, Floats acc) {
         for (int r = 0; r < kStreamRows; ++r) {
-            const bool is_last = r == kStreamRows - 1;
             for (int c = 0; c < n_chunks_; ++c) {
-                Column::sum(rows, r, c * Column::kBytes, chunks_[c].values, chunks_[c].sums);
-                if (is_last && c > 0) {
-                    acc = add_chunk(c - 1, acc);
+                sum_chunk(rows, r, c);
+                if (r == kStreamRows - 1 && c > 0) {
+                    acc = add_chunk(c - 1, 0, acc);
                 }
             }
         }
-        return add_chunk(n_chunks_ - 1, acc);
+        return add_chunk(n_chunks_ - 1, 0, acc);
+    }
+
+    // Where two are: the rows of a strip, while the one before, if there is one, is added to acc.
+    Floats sum(const StreamRows& rows, bool has_before, Floats acc) {
+        now_ = 1 - now_;
+        int n_steps = 0, n_added = 0;
+        for (int r = 0; r < kStreamRows; ++r) {
+            for (int c = 0; c < n_chunks_; ++c) {
+                sum_chunk(rows, r, c);
+                if (++n_steps % kStreamRows == 0 && has_before) {
+                    acc = add_chunk(n_added++, 1 - now_, acc);
+                }
+            }
+        }
+        return acc;
+    }
+
+    // The last strip.
+    Floats add(Floats acc) const {
+        for (int c = 0; c < n_chunks_; ++c) {
+            acc = add_chunk(c, now_, acc);
+        }
+        return acc;
     }
 
   private:
-    Floats add_chunk(int c, Floats acc) const { return Column::add(chunks_[c].sums, x_ + c * kRecord, acc); }
+    [[gnu::always_inline]] void sum_chunk(const StreamRows& rows, int r, int c) {
+        Column::sum(rows, r, c * Column::kBytes, chunks_[c].values, chunks_[c].sums[now_]);
+    }
+    Floats add_chunk(int c, int strip, Floats acc) const {
+        return Column::add(chunks_[c].sums[strip], x_ + c * kRecord, acc);
+    }
 
     const int32_t* x_;
     int n_chunks_;
     Chunk chunks_[kPieceChunks];
+    int now_ = 0; // whose sums are those of the strip that is read
 };
 
 // Some outputs, whole strips, of one column, whose length is whole chunks.
@@ -137,12 +167,26 @@ void multiply_in_streams(const Product& product, float* y, const Columns& column
     for (int64_t begin = 0; begin < n_chunks; begin += kPieceChunks) {
         const int64_t n = n_chunks - begin < kPieceChunks ? n_chunks - begin : kPieceChunks;
         StreamPiece<Column> piece(columns.groups + begin * record_groups(Column::kLayout), static_cast<int>(n));
+        const auto acc_of = [&](int64_t row) {
+            return begin == 0 ? zero_floats() : StreamOutputs{y + row, n_of_stream}.load();
+        };
         for (int64_t row = 0; row < n_of_stream; row += kStreamRows) {
             const uint8_t* first = weights + static_cast<size_t>(row) * stride + begin * Column::kBytes;
             const StreamRows rows(first, stride, static_cast<size_t>(n_of_stream) * stride,
-                                  static_cast<size_t>(n_chunks) * StreamPiece<Column>::kKept > kMostKept);
-            const StreamOutputs out{y + row, n_of_stream};
-            out.put(piece.add(rows, begin == 0 ? zero_floats() : out.load()));
+                                  kMostKept == 0 ||
+                                      static_cast<size_t>(n_chunks) * StreamPiece<Column>::kKept > kMostKept);
+            const int64_t before = row - kStreamRows;
+            if constexpr (kKeptStrips == 1) {
+                StreamOutputs{y + row, n_of_stream}.put(piece.add_strip(rows, acc_of(row)));
+            } else if (before < 0) {
+                piece.sum(rows, false, zero_floats());
+            } else {
+                StreamOutputs{y + before, n_of_stream}.put(piece.sum(rows, true, acc_of(before)));
+            }
+        }
+        if (kKeptStrips == 2 && n_of_stream > 0) {
+            const int64_t last = n_of_stream - kStreamRows;
+            StreamOutputs{y + last, n_of_stream}.put(piece.add(acc_of(last)));
         }
     }
 }
