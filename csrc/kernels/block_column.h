@@ -81,18 +81,18 @@ template <typename Format> struct BlockColumn {
     using Sums = ChunkSums;
 
     [[gnu::always_inline]] static void sum(const StreamRows& rows, int r, int at, const Values& values, Sums& sums) {
-        const StreamChunks chunks = {rows.at(0, r, at), rows.at(1, r, at), rows.at(2, r, at), rows.at(3, r, at)};
 #pragma GCC unroll 4
         for (int g = 0; g < kChunkGroups; ++g) {
             Ints four[kStreams];
 #pragma GCC unroll 4
             for (int i = 0; i < kStreams; ++i) {
+                const uint8_t* chunk = rows.at(i, r, at);
                 if (g == 0) {
-                    rows.ask_ahead<kBytes>(chunks[i]);
+                    rows.ask_ahead<kBytes>(chunk);
                 }
-                keep_scales(Format{}, chunks, g, r, i, sums.scales);
+                keep_scales(Format{}, rows, r, at, g, i, sums.scales);
                 Ints q[2];
-                load_group(Format{}, chunks[i], g, q);
+                load_group(Format{}, chunk, g, q);
                 four[i] = multiply_group<Format>(q, values.x[g], values.correction + (kHasVnni ? g : 0));
             }
             sums.quads[g][r] = sum_quads(four);

@@ -59,10 +59,10 @@ template <typename Format> [[gnu::always_inline]] inline Ints pick_scales(Format
     return pick_scales(load(w), load(w + 64), kIndex, r, 0xff);
 }
 template <typename Format>
-[[gnu::always_inline]] inline void keep_scales(Format, const StreamChunks& chunks, int group, int r, int i,
+[[gnu::always_inline]] inline void keep_scales(Format, const StreamRows& rows, int r, int at, int group, int i,
                                                ChunkScales& kept) {
     if (group == 0) {
-        const Ints scales = pick_scales(Format{}, chunks[i], r);
+        const Ints scales = pick_scales(Format{}, rows.at(i, r, at), r);
         kept.of[i] = r == 0 ? scales : kept.of[i] | scales;
     }
 }

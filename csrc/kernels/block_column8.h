@@ -25,14 +25,14 @@ template <typename Format>
 // Those of a group, all streams with the first. A pair of blocks lies so that 32 bytes hold both scales, each in a part
 // of its own.
 template <typename Format>
-[[gnu::always_inline]] inline void keep_scales(Format, const StreamChunks& chunks, int group, int r, int i,
+[[gnu::always_inline]] inline void keep_scales(Format, const StreamRows& rows, int r, int at, int group, int i,
                                                ChunkScales& kept) {
     if (i != 0) {
         return;
     }
     const int pair = 2 * group * static_cast<int>(sizeof(typename Format::Block));
-    const Ints first = _mm256_unpacklo_epi16(load(chunks[0] + pair), load(chunks[1] + pair));
-    const Ints last = _mm256_unpacklo_epi16(load(chunks[2] + pair), load(chunks[3] + pair));
+    const Ints first = _mm256_unpacklo_epi16(load(rows.at(0, r, at) + pair), load(rows.at(1, r, at) + pair));
+    const Ints last = _mm256_unpacklo_epi16(load(rows.at(2, r, at) + pair), load(rows.at(3, r, at) + pair));
     const __m256d all = _mm256_castsi256_pd(interleave_low(first, last));
     _mm_storel_pd(reinterpret_cast<double*>(&kept.of[2 * group][kStreams * r]), _mm256_castpd256_pd128(all));
     _mm_storeh_pd(reinterpret_cast<double*>(&kept.of[2 * group + 1][kStreams * r]), _mm256_extractf128_pd(all, 1));

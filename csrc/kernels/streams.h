@@ -25,8 +25,6 @@ inline constexpr int kKeptStrips = kLanes == 8 ? 1 : 2;
 // Of all rows, then the next ones. Long, since what is prefetched of a row lies in the next piece where one ends.
 inline constexpr int kPieceChunks = 64;
 
-using StreamChunks = const uint8_t* [kStreams];
-
 // kLanes rows, kStreamRows of each stream. Lane kStreams r + i is row r of stream i.
 struct StreamRows {
     const uint8_t* stream[kStreams];
