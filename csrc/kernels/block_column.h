@@ -33,7 +33,7 @@ inline constexpr int kChunkBlocks = static_cast<int>(kSuperBlockSize / kBlockSiz
 // The column's values as the rows' weights meet them: of each group the first and the last 16 of its blocks.
 struct ChunkValues {
     Ints x[kChunkGroups][2];
-    Ints correction[kChunkGroups]; // of each block, in the first of the 4 lanes that are summed
+    Ints correction[kHasVnni ? kChunkGroups : 1]; // of each block, in the first of the 4 lanes that are summed
 
     void set(const int32_t* record) {
         for (int g = 0; g < kChunkGroups; ++g) {
@@ -47,7 +47,7 @@ struct ChunkValues {
             }
             x[g][0] = load_parts(low);
             x[g][1] = load_parts(high);
-            correction[g] = load(lanes);
+            correction[kHasVnni ? g : 0] = load(lanes);
         }
     }
 };
@@ -58,17 +58,17 @@ struct ChunkSums {
     ChunkScales scales;
 };
 
-// The products of a group, 4 sums a block.
+// The products of a group, 4 sums a block. With VNNI they begin with the correction, which costs nothing. Signed
+// weights take over the signs of the values, whose sizes serve all streams; none is -128, which has no other sign.
 template <typename Format>
-[[gnu::always_inline]] inline Ints multiply_group(const Ints* q, const Ints* x, Ints correction) {
+[[gnu::always_inline]] inline Ints multiply_group(const Ints* q, const Ints* x, const Ints* correction) {
     if constexpr (kHasVnni) {
-        return dot_bytes(dot_bytes(correction, q[0], x[0]), q[1], x[1]);
+        return dot_bytes(dot_bytes(*correction, q[0], x[0]), q[1], x[1]);
     } else if constexpr (Format::kIsSigned) {
-        const Ints first = madd_words(madd_bytes(sizes_of_bytes(q[0]), give_sign(x[0], q[0])), all_words(1));
-        return add_ints(first, madd_words(madd_bytes(sizes_of_bytes(q[1]), give_sign(x[1], q[1])), all_words(1)));
+        const Ints first = madd_words(madd_bytes(sizes_of_bytes(x[0]), give_sign(q[0], x[0])), all_words(1));
+        return add_ints(first, madd_words(madd_bytes(sizes_of_bytes(x[1]), give_sign(q[1], x[1])), all_words(1)));
     } else {
-        const Ints words = add_words(madd_bytes(q[0], x[0]), madd_bytes(q[1], x[1]));
-        return add_ints(correction, madd_words(words, all_words(1)));
+        return madd_words(add_words(madd_bytes(q[0], x[0]), madd_bytes(q[1], x[1])), all_words(1));
     }
 }
 
@@ -76,6 +76,7 @@ template <typename Format>
 template <typename Format> struct BlockColumn {
     static constexpr ColumnLayout kLayout = ColumnLayout::bytes;
     static constexpr int kBytes = kChunkBlocks * static_cast<int>(sizeof(typename Format::Block));
+    static constexpr bool kIsCorrected = kHasVnni || Format::kIsSigned;
     using Values = ChunkValues;
     using Sums = ChunkSums;
 
@@ -88,11 +89,11 @@ template <typename Format> struct BlockColumn {
                 const uint8_t* chunk = rows.at(i, r, at);
                 if (g == 0) {
                     rows.ask_ahead<kBytes>(chunk);
-                    keep_scales(Format{}, chunk, r, i, sums.scales);
                 }
+                keep_scales(Format{}, rows, r, at, g, i, sums.scales);
                 Ints q[2];
                 load_group(Format{}, chunk, g, q);
-                four[i] = multiply_group<Format>(q, values.x[g], values.correction[g]);
+                four[i] = multiply_group<Format>(q, values.x[g], values.correction + (kHasVnni ? g : 0));
             }
             sums.quads[g][r] = sum_quads(four);
         }
@@ -107,8 +108,9 @@ template <typename Format> struct BlockColumn {
         find_scales(sums.scales, d);
 #pragma GCC unroll 8
         for (int b = 0; b < kChunkBlocks; ++b) {
-            const Floats dx = broadcast_scale(record + b * kBlockRecord + kBlockRecord - 1);
-            acc = fmadd(to_floats(blocks[b]), mul(d[b], dx), acc);
+            const int32_t* of_block = record + b * kBlockRecord; // 8: correction, 9: scale (columns.h)
+            const Ints sum = kIsCorrected ? blocks[b] : add_ints(blocks[b], broadcast(of_block + 8));
+            acc = fmadd(to_floats(sum), mul(d[b], broadcast_scale(of_block + 9)), acc);
         }
         return acc;
     }

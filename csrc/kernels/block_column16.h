@@ -47,7 +47,7 @@ template <typename Format> [[gnu::always_inline]] inline void load_group(Format,
     q[1] = nibble_values(Format{}, nibbles_high(words));
 }
 
-// Those of a row, before it is left.
+// Those of a row, all with its first group.
 [[gnu::always_inline]] inline Ints pick_scales(Q8_0, const uint8_t* w, int r) {
     static constexpr WordIndex kFirst(0, 17, 0, 32, 1), kLast(-4 * 17, 17, 0, 32, 1);
     const uint8_t* last = w + 4 * sizeof(BlockQ8_0);
@@ -59,9 +59,12 @@ template <typename Format> [[gnu::always_inline]] inline Ints pick_scales(Format
     return pick_scales(load(w), load(w + 64), kIndex, r, 0xff);
 }
 template <typename Format>
-[[gnu::always_inline]] inline void keep_scales(Format, const uint8_t* chunk, int r, int i, ChunkScales& kept) {
-    const Ints scales = pick_scales(Format{}, chunk, r);
-    kept.of[i] = r == 0 ? scales : kept.of[i] | scales;
+[[gnu::always_inline]] inline void keep_scales(Format, const StreamRows& rows, int r, int at, int group, int i,
+                                               ChunkScales& kept) {
+    if (group == 0) {
+        const Ints scales = pick_scales(Format{}, rows.at(i, r, at), r);
+        kept.of[i] = r == 0 ? scales : kept.of[i] | scales;
+    }
 }
 
 // Part r of out[b] is part b of v[r].

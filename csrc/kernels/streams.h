@@ -3,8 +3,8 @@
 // GB/s: one stream 16 to 22, two 19, four 23, eight 21, sixteen 16 to 19; four rows of 2 KB side by side 10, with
 // prefetches 18. Prefetches take slots that misses need, so where hardware keeps up by itself, it is left alone.
 //
-// What a strip's rows leave, integers, is added up while the rows of the next strip are read: memory would idle
-// otherwise, since prefetchers are not far ahead.
+// What a strip's rows leave, integers, is added up while others are read: memory would idle otherwise, since
+// prefetchers are not far ahead.
 #pragma once
 
 #include "kernels/columns.h"
@@ -16,8 +16,12 @@ namespace {
 
 inline constexpr int kStreams = 4, kStreamRows = kLanes / kStreams;
 inline constexpr size_t kStreamAhead = 2048; // bytes that prefetches are ahead; 1024 up to a fifth slower, 4096 as fast
-// From so many chunks of 256 weights in a row on, streams are prefetched. Measured; with 16 lanes always.
-inline constexpr int64_t kPrefetchedChunks = kLanes == 8 ? 5 : 1;
+// Up to so many bytes kept of a strip hardware follows 4 streams better without prefetches; beyond, the L1 cache loses
+// what is kept, and those misses take the slots of others. Measured; 16 lanes always prefetch.
+inline constexpr size_t kMostKept = kLanes == 8 ? 12 << 10 : 0;
+// Sums of two strips, so that one's can be added up evenly along the next; or of one, added up along its own last rows:
+// half as much to keep, which is worth more with 8 lanes (up to 1.4 times as fast), not with 16 (0.95 to 1.05).
+inline constexpr int kKeptStrips = kLanes == 8 ? 1 : 2;
 // Of all rows, then the next ones. Long, since what is prefetched of a row lies in the next piece where one ends.
 inline constexpr int kPieceChunks = 64;
 
@@ -82,23 +86,46 @@ struct StreamOutputs {
 //   sum(rows, r, at, values, sums)  row r of each stream, whose chunk begins at `at`
 //   add(sums, record, acc)          acc + the chunk's part of the outputs
 template <typename Column> class StreamPiece {
+    static constexpr int kRecord = record_groups(Column::kLayout);
+
+    // Beside each other: arrays of their own would lie whole pages apart, where stores look like those that loads wait
+    // for.
+    struct Chunk {
+        typename Column::Values values;
+        typename Column::Sums sums[kKeptStrips];
+    };
+
   public:
+    static constexpr size_t kKept = sizeof(Chunk) + kRecord * sizeof(int32_t); // bytes of a chunk that all rows need
+
     StreamPiece(const int32_t* x, int n_chunks) : x_(x), n_chunks_(n_chunks) {
         for (int c = 0; c < n_chunks; ++c) {
             chunks_[c].values.set(x + c * kRecord);
         }
     }
 
-    // The rows of a strip, while the one before, if there is one, is added to acc.
+    // acc + a strip's outputs, where one strip is kept: a chunk is added behind the next one's last row.
+    Floats add_strip(const StreamRows& rows, Floats acc) {
+        for (int r = 0; r < kStreamRows; ++r) {
+            for (int c = 0; c < n_chunks_; ++c) {
+                sum_chunk(rows, r, c);
+                if (r == kStreamRows - 1 && c > 0) {
+                    acc = add_chunk(c - 1, 0, acc);
+                }
+            }
+        }
+        return add_chunk(n_chunks_ - 1, 0, acc);
+    }
+
+    // Where two are: the rows of a strip, while the one before, if there is one, is added to acc.
     Floats sum(const StreamRows& rows, bool has_before, Floats acc) {
         now_ = 1 - now_;
         int n_steps = 0, n_added = 0;
         for (int r = 0; r < kStreamRows; ++r) {
             for (int c = 0; c < n_chunks_; ++c) {
-                Column::sum(rows, r, c * Column::kBytes, chunks_[c].values, chunks_[c].sums[now_]);
+                sum_chunk(rows, r, c);
                 if (++n_steps % kStreamRows == 0 && has_before) {
-                    acc = Column::add(chunks_[n_added].sums[1 - now_], x_ + n_added * kRecord, acc);
-                    ++n_added;
+                    acc = add_chunk(n_added++, 1 - now_, acc);
                 }
             }
         }
@@ -108,23 +135,23 @@ template <typename Column> class StreamPiece {
     // The last strip.
     Floats add(Floats acc) const {
         for (int c = 0; c < n_chunks_; ++c) {
-            acc = Column::add(chunks_[c].sums[now_], x_ + c * kRecord, acc);
+            acc = add_chunk(c, now_, acc);
         }
         return acc;
     }
 
   private:
-    static constexpr int kRecord = record_groups(Column::kLayout);
+    [[gnu::always_inline]] void sum_chunk(const StreamRows& rows, int r, int c) {
+        Column::sum(rows, r, c * Column::kBytes, chunks_[c].values, chunks_[c].sums[now_]);
+    }
+    Floats add_chunk(int c, int strip, Floats acc) const {
+        return Column::add(chunks_[c].sums[strip], x_ + c * kRecord, acc);
+    }
+
     const int32_t* x_;
     int n_chunks_;
-    // Beside each other: arrays of their own would lie whole pages apart, where stores look like those that loads wait
-    // for.
-    struct Chunk {
-        typename Column::Values values;
-        typename Column::Sums sums[2]; // of the strip that is read and of the one before
-    };
     Chunk chunks_[kPieceChunks];
-    int now_ = 0;
+    int now_ = 0; // whose sums are those of the strip that is read
 };
 
 // Some outputs, whole strips, of one column, whose length is whole chunks.
@@ -144,15 +171,18 @@ void multiply_in_streams(const Product& product, float* y, const Columns& column
         for (int64_t row = 0; row < n_of_stream; row += kStreamRows) {
             const uint8_t* first = weights + static_cast<size_t>(row) * stride + begin * Column::kBytes;
             const StreamRows rows(first, stride, static_cast<size_t>(n_of_stream) * stride,
-                                  n_chunks >= kPrefetchedChunks);
+                                  kMostKept == 0 ||
+                                      static_cast<size_t>(n_chunks) * StreamPiece<Column>::kKept > kMostKept);
             const int64_t before = row - kStreamRows;
-            if (before < 0) {
+            if constexpr (kKeptStrips == 1) {
+                StreamOutputs{y + row, n_of_stream}.put(piece.add_strip(rows, acc_of(row)));
+            } else if (before < 0) {
                 piece.sum(rows, false, zero_floats());
             } else {
                 StreamOutputs{y + before, n_of_stream}.put(piece.sum(rows, true, acc_of(before)));
             }
         }
-        if (n_of_stream > 0) {
+        if (kKeptStrips == 2 && n_of_stream > 0) {
             const int64_t last = n_of_stream - kStreamRows;
             StreamOutputs{y + last, n_of_stream}.put(piece.add(acc_of(last)));
         }
