@@ -19,7 +19,7 @@ constexpr int32_t kPromptRows = 8; // what every sequence holds before a pass is
 constexpr int32_t kFewRepeats = 7; // more while a third of the budget is not spent
 constexpr int32_t kMostRepeats = 15;
 constexpr double kShortChunk = 30;  // ms: a chunk up to here is timed twice
-constexpr int32_t kLeastCells = 96; // that show what attention adds where a pass is small
+constexpr int32_t kLeastCells = 96; // that show what attention adds to a pass that is not long
 constexpr double kSmallPass = 5;    // ms: up to here what lies around a pass shows in its time
 
 class Measurement {
@@ -359,12 +359,13 @@ class Measurement {
     }
 
     void measure_context() {
-        if (end_ < kLeastCells || curves_.verify.empty()) {
-            return; // too short a context to tell attention from noise
+        if (curves_.verify.empty()) {
+            return;
         }
         const auto [n_rows, base_ms] = curves_.verify[std::min<size_t>(3, curves_.verify.size() - 1)];
-        if (n_rows > target_.max_rollback()) {
-            return; // the context is lost with the first pass
+        const bool is_short = end_ < (base_ms < kLongPass ? kLeastCells : kBaseCells + 1);
+        if (is_short || n_rows > target_.max_rollback()) {
+            return; // attention is less than noise, or the context is lost with the first pass
         }
         const double deep_ms = lower_quartile([&] { return time_behind_draft(n_rows); });
         curves_.verify_ms_per_row_cell = std::max(0.0, deep_ms - base_ms) / context_size(n_rows, {end_}, kRowShare);

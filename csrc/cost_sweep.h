@@ -36,11 +36,12 @@ struct Sweep {
     }
 };
 
+inline constexpr double kLongPass = 10; // ms
+
 // As of a sweep's sizes; the second one of three is all that there is time for where a pass is long.
 template <typename Time> double lower_quartile(Time time) {
-    constexpr double kLong = 10; // ms
     std::vector<double> samples{time(), time(), time()};
-    while (samples.size() < 9 && samples.back() < kLong) {
+    while (samples.size() < 9 && samples.back() < kLongPass) {
         samples.push_back(time());
     }
     std::sort(samples.begin(), samples.end());

@@ -186,6 +186,18 @@ def test_new_chat_forgets(tab: Any, server: Page) -> None:
     assert server.chats[1]["messages"] == [{"role": "user", "content": "two"}]
 
 
+def test_answer_without_a_word_is_told(tab: Any, server: Page) -> None:
+    answer, server.answer = server.answer, ""
+    ask(tab, "Say nothing.")
+    tab.wait_for_selector(".assistant .facts")
+    assert "The model ended at once." in tab.locator(".facts").inner_text()
+    assert "Copy" not in tab.locator(".facts").inner_text()
+    server.answer = answer
+    ask(tab, "What is a whale?")
+    tab.wait_for_selector(".assistant >> nth=1 >> .facts")
+    assert server.chats[1]["messages"] == [{"role": "user", "content": "What is a whale?"}]
+
+
 def test_errors_are_told_and_the_page_goes_on(tab: Any, server: Page) -> None:
     server.status = 503
     ask(tab, "go")

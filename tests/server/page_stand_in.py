@@ -124,7 +124,7 @@ class Handler(BaseHTTPRequestHandler):
             "n_drafted": 7 * n_rounds if drafts else 0,
             "n_scheduled": sum(scheduled),
             "n_accepted": sum(accepted),
-            "accepted_length": n_tokens / n_rounds,
+            "accepted_length": n_tokens / max(n_rounds, 1),
             "policy": "auto" if drafts else "off",
             "scheduled_per_position": scheduled,
             "accepted_per_position": accepted if drafts else [],

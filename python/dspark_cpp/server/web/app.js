@@ -186,8 +186,8 @@ function endAnswer(answer, question) {
   const { final, meter } = answer;
   draw(answer);
   showFinal(meter, final);
-  if (answer.text.text || answer.thinking) addFooter(answer);
-  else answer.element.remove();
+  if (answer.text.text || answer.thinking || answer.note || final) addFooter(answer);
+  else answer.element.remove(); // it failed, and a notice says why
   if (answer.text.text) state.messages.push(question, { role: "assistant", content: answer.text.text });
   showStreaming(false);
   $("log").scrollTop = $("log").scrollHeight;
@@ -198,13 +198,15 @@ function addFooter(answer) {
   const { speed, ratio } = meter;
   const length = final?.dspark?.accepted_length ?? meter.acceptedLength;
   const nTokens = final?.eval_count ?? meter.nTokens;
-  const facts = [note, final?.done_reason === "length" ? "Cut at the length limit." : "", `${nTokens} tokens`];
+  const isEmpty = !answer.text.text && !answer.thinking;
+  const facts = [note || (isEmpty ? "The model ended at once." : ""), `${nTokens} tokens`];
+  if (final?.done_reason === "length") facts.unshift("Cut at the length limit.");
   if (speed) facts.push(`${format(speed)} tokens/s`);
   if (ratio && answer.usesDrafts) facts.push(`${format(ratio, 2)}× plain`);
   if (length && length > 1) facts.push(`${format(length, 2)} per round`);
   const footer = make("footer", "facts");
   for (const fact of facts.filter(Boolean)) footer.append(Object.assign(make("span"), { textContent: fact }));
-  footer.append(copyButton(answer.text.text));
+  if (answer.text.text) footer.append(copyButton(answer.text.text));
   answer.element.append(footer);
 }
 
