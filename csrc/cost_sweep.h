@@ -4,7 +4,6 @@
 #include "cost_table.h"
 
 #include <algorithm>
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <functional>

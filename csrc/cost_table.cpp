@@ -200,8 +200,8 @@ bool ContextCost::knows(int32_t size, const ContextLoad& context) const {
 
 void ContextCost::observe(int32_t size, const ContextLoad& context, double ms, ContextSlope& slope) {
     const int32_t bucket = context_bucket(context.n_cells);
-    const double added_ms = slope.ms() * context_size(size, context, share_);
     if (bucket == 0) {
+        const double added_ms = slope.ms() * context_size(size, context, share_);
         base_.observe(size, std::max(ms - added_ms, kLeastBase * ms));
         return;
     }

@@ -56,11 +56,12 @@ void Scheduler::price_rows(const StepLoad& load, const StepShape& step) {
 }
 
 void Scheduler::price_overrun() {
+    const double factor = overrun_.factor();
     for (double& ms : row_ms_) {
-        ms = row_ms_[0] + overrun_.factor() * (ms - row_ms_[0]);
+        ms = row_ms_[0] + factor * (ms - row_ms_[0]);
     }
     for (double& ms : draft_ms_) {
-        ms *= overrun_.factor();
+        ms *= factor;
     }
 }
 
@@ -349,7 +350,7 @@ void Scheduler::learn_speed(const StepLoad& load, const StepShape& step, int32_t
     trust_.fade(step.n_drafting > 0);
     if (step.n_drafting == 0) {
         overrun_.fade();
-    } else if (expected_ms_ > 0) {
+    } else {
         overrun_.learn(total_ms - outlook_.plain_ms, expected_ms_);
     }
     if (step.n_drafting > 0 && promised_speedup_ > 0) {

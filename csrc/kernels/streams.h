@@ -162,6 +162,8 @@ void multiply_in_streams(const Product& product, float* y, const Columns& column
                   n_chunks = columns.n_values / kSuperBlockSize;
     const auto* weights = static_cast<const uint8_t*>(product.weights) + static_cast<size_t>(outputs.first) * stride;
     y += outputs.first;
+    const bool has_prefetches =
+        kMostKept == 0 || static_cast<size_t>(n_chunks) * StreamPiece<Column>::kKept > kMostKept;
     for (int64_t begin = 0; begin < n_chunks; begin += kPieceChunks) {
         const int64_t n = n_chunks - begin < kPieceChunks ? n_chunks - begin : kPieceChunks;
         StreamPiece<Column> piece(columns.groups + begin * record_groups(Column::kLayout), static_cast<int>(n));
@@ -170,9 +172,7 @@ void multiply_in_streams(const Product& product, float* y, const Columns& column
         };
         for (int64_t row = 0; row < n_of_stream; row += kStreamRows) {
             const uint8_t* first = weights + static_cast<size_t>(row) * stride + begin * Column::kBytes;
-            const StreamRows rows(first, stride, static_cast<size_t>(n_of_stream) * stride,
-                                  kMostKept == 0 ||
-                                      static_cast<size_t>(n_chunks) * StreamPiece<Column>::kKept > kMostKept);
+            const StreamRows rows(first, stride, static_cast<size_t>(n_of_stream) * stride, has_prefetches);
             const int64_t before = row - kStreamRows;
             if constexpr (kKeptStrips == 1) {
                 StreamOutputs{y + row, n_of_stream}.put(piece.add_strip(rows, acc_of(row)));
