@@ -19,7 +19,7 @@ constexpr int32_t kPromptRows = 8; // what every sequence holds before a pass is
 constexpr int32_t kFewRepeats = 7; // more while a third of the budget is not spent
 constexpr int32_t kMostRepeats = 15;
 constexpr double kShortChunk = 30;  // ms: a chunk up to here is timed twice
-constexpr int32_t kLeastCells = 96; // that show what attention adds to a pass that is not long
+constexpr int32_t kLeastCells = 64; // that show what attention adds to a pass that is not long
 constexpr double kSmallPass = 5;    // ms: up to here what lies around a pass shows in its time
 
 class Measurement {
@@ -61,6 +61,7 @@ class Measurement {
         curves_.plain = sweeps[0].points();
         curves_.verify = sweeps[1].points();
         curves_.draft = drafter_ != nullptr ? sweeps[2].points() : CostPoints();
+        measure_empty();
         measure_prefill(budget * 0.9);
         measure_context();
         settle_shapes();
@@ -358,23 +359,52 @@ class Measurement {
         }
     }
 
+    // What a few rows and a block take behind the context there is.
+    struct Depth {
+        int32_t n_cells = 0;
+        double verify_ms = 0;
+        double draft_ms = 0;
+    };
+
+    Depth time_depth() {
+        Depth depth{end_, lower_quartile([&] { return time_behind_draft(context_point().first); }), 0};
+        if (drafter_ != nullptr && !curves_.draft.empty()) {
+            (void)draft_blocks(1); // injects what was queued
+            depth.draft_ms = lower_quartile([&] { return time_draft(1); });
+        }
+        return depth;
+    }
+
+    [[nodiscard]] std::pair<int32_t, double> context_point() const {
+        return curves_.verify[std::min<size_t>(3, curves_.verify.size() - 1)];
+    }
+
+    // A context that adds little shows only beside passes that are timed as those behind it are: one after the other.
+    void measure_empty() {
+        if (curves_.verify.empty()) {
+            return;
+        }
+        fill_sequences(1);
+        const bool is_short = context_point().second < kLongPass && context_point().first <= target_.max_rollback();
+        shallow_ = is_short ? time_depth()
+                            : Depth{0, context_point().second, curves_.draft.empty() ? 0 : curves_.draft[0].second};
+    }
+
     void measure_context() {
         if (curves_.verify.empty()) {
             return;
         }
-        const auto [n_rows, base_ms] = curves_.verify[std::min<size_t>(3, curves_.verify.size() - 1)];
+        const auto [n_rows, base_ms] = context_point();
         const bool is_short = end_ < (base_ms < kLongPass ? kLeastCells : kBaseCells + 1);
         if (is_short || n_rows > target_.max_rollback()) {
             return; // attention is less than noise, or the context is lost with the first pass
         }
-        const double deep_ms = lower_quartile([&] { return time_behind_draft(n_rows); });
-        curves_.verify_ms_per_row_cell = std::max(0.0, deep_ms - base_ms) / context_size(n_rows, {end_}, kRowShare);
-        if (drafter_ != nullptr && !curves_.draft.empty()) {
-            (void)draft_blocks(1); // injects what was queued
-            const double draft_ms = lower_quartile([&] { return time_draft(1); });
-            curves_.draft_ms_per_block_cell =
-                std::max(0.0, draft_ms - curves_.draft[0].second) / context_size(1, {end_}, 1.0);
-        }
+        const Depth deep = time_depth();
+        const ContextLoad added{deep.n_cells - shallow_.n_cells};
+        curves_.verify_ms_per_row_cell =
+            std::max(0.0, deep.verify_ms - shallow_.verify_ms) / context_size(n_rows, added, kRowShare);
+        curves_.draft_ms_per_block_cell =
+            std::max(0.0, deep.draft_ms - shallow_.draft_ms) / context_size(1, added, 1.0);
     }
 
     Target& target_;
@@ -382,6 +412,7 @@ class Measurement {
     MeasureOptions options_;
     Clock::time_point begin_ = Clock::now();
     CostCurves curves_;
+    Depth shallow_;
     RandomStream random_{1};
     uint64_t n_drawn_ = 0;
     int32_t end_ = 0;      // positions that every filled sequence holds; sequence 0 may hold more

@@ -11,7 +11,7 @@
 //     the whole machine for its own;
 //   - what slows plain steps down need not slow drafted ones as much: a busy neighbour takes memory bandwidth, which
 //     passes of one row live on, and a caller's work between steps is the same however long a step is. So each of the
-//     two has a ratio of its own. Both may hide that a size is priced wrong beside the others, so plain decoding is
+//     two has a ratio of its own, which follows the other's while it is not run. Both may hide that a size is priced wrong beside the others, so plain decoding is
 //     never priced above what its last passes of that size took;
 //   - context: attention costs per cell, further rows a share of the first (kRowShare); sizes seen in a context bucket
 //     have values of their own there.
@@ -168,7 +168,7 @@ class CostTable {
     // The curves with what was learned, at the speed of load time, or of now where that is faster.
     [[nodiscard]] CostCurves curves() const;
     // Of drafted steps, or of plain ones.
-    [[nodiscard]] double slowdown(bool is_of_draft) const;
+    [[nodiscard]] double slowdown(bool is_of_draft) const { return is_of_draft ? drafted_slowdown_ : plain_slowdown_; }
 
   private:
     static constexpr int32_t kMinRatios = 5;
@@ -182,8 +182,11 @@ class CostTable {
     struct Ratios { // of recent passes of a kind to their estimates
         MedianRing ring;
         int64_t last_pass = 0;
+        double other = 1; // of the other kind, then
     };
-    [[nodiscard]] double faded(const Ratios& own, double usual, double n_passes) const;
+    [[nodiscard]] double find_slowdown(bool is_of_draft) const;
+    [[nodiscard]] static bool is_known(const Ratios& ratios) { return ratios.ring.size() >= kMinRatios; }
+    [[nodiscard]] double followed(const Ratios& own, const Ratios& other, double usual, double n_passes) const;
     void learn_held();
     [[nodiscard]] double gain_of_now(bool is_of_draft) const;
     [[nodiscard]] double undisturbed_verify_ms(const PassShape& pass) const;
@@ -206,6 +209,8 @@ class CostTable {
     std::map<int32_t, MedianRing> plain_seen_;
     Ratios plain_ratios_;
     Ratios drafted_ratios_;
+    double plain_slowdown_ = 1; // by these, read for every size
+    double drafted_slowdown_ = 1;
     double draft_ratio_ = 0; // of this step's draft; 0: none, or of a size that nobody knows
     std::deque<Timed> held_;
     int64_t n_passes_ = 0;

@@ -276,6 +276,8 @@ class DraftSearch {
         best_row_ms_ = verify_ms / static_cast<double>(count);
         best_.n_tokens = value;
         best_.extra_ms = draft_ms + verify_ms;
+        best_.n_rows = count;
+        best_.n_blocks = members.size();
         best_.is_drafting.assign(per_block_.size(), 0);
         if (gain > 0) {
             best_.gain_tokens = gain;

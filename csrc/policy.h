@@ -80,6 +80,8 @@ struct DraftChoice {
     // The best that drafting can do, whether that pays or not:
     double n_tokens = 0; // drafted tokens expected to be accepted
     double extra_ms = 0; // time beyond the plain step
+    size_t n_rows = 0;   // drafted ones, and who drafts, of the best set
+    size_t n_blocks = 0;
 
     // Where someone drafts: the same in tokens, bonuses included, before its time is paid.
     [[nodiscard]] double n_gained() const { return gain_tokens + tokens_per_ms * extra_ms; }

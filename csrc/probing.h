@@ -15,6 +15,8 @@ class Probing {
   public:
     // Of the parked ones among `members` (indices), who drafted longest ago; null: nobody is parked.
     [[nodiscard]] Proposal* longest_unprobed(std::span<Proposal> proposals, std::span<const size_t> members) const;
+    // Whether it may cover a probe of which so much is lost; a first one says what probes cost.
+    [[nodiscard]] bool is_due(double least_loss_ms) const { return cost_ms_ == 0 || credit_ms_ >= least_loss_ms; }
     // Whether the time earned covers what a probe is expected to lose of its cost.
     [[nodiscard]] bool can_pay(double cost_ms, double loss_ms);
     // Whether to run one that is due. One that could show nothing with which drafting would pay is due once the least

@@ -12,7 +12,9 @@ constexpr double kMemory = 0.97;    // of the speedup: about 30 steps
 constexpr double kBonusStep = 0.05; // of the bonus: about 20 drafted steps
 // Of the tokens that drafting is expected to gain: a smaller advantage is less than what costs and survivals err by.
 constexpr double kDoubt = 0.04;
-constexpr double kMinPlain = 8; // plain tokens' worth of time before the measured speedup counts
+constexpr double kDoubtGoingOn = 0.02; // drafts that go on show what they take, and to leave them takes some slow steps
+constexpr double kMostOf = 0.7;        // of the requests: drafts of few among many are dear
+constexpr double kMinPlain = 8;        // plain tokens' worth of time before the measured speedup counts
 
 int32_t fixed_rows(const Proposal& proposal) { return std::min(proposal.policy.length, proposal.most); }
 
@@ -55,16 +57,6 @@ void Scheduler::price_rows(const StepLoad& load, const StepShape& step) {
     costs_.price_rows(load, step, n_most, row_ms_);
 }
 
-void Scheduler::price_overrun() {
-    const double factor = overrun_.factor();
-    for (double& ms : row_ms_) {
-        ms = row_ms_[0] + factor * (ms - row_ms_[0]);
-    }
-    for (double& ms : draft_ms_) {
-        ms *= factor;
-    }
-}
-
 // A first draft injects all rows that wait, a prompt's mostly: worth it the more, the more rounds are to come. How many
 // tokens a text still has is not known: at most n_left, and on average what texts of its length have had.
 void Scheduler::price_entries(std::span<const Proposal> proposals) {
@@ -72,7 +64,7 @@ void Scheduler::price_entries(std::span<const Proposal> proposals) {
     for (const size_t i : group_.members) {
         n_rows += std::max(0, proposals[i].n_waiting - kRoundRows);
     }
-    if (n_rows == 0) {
+    if (n_rows == 0 || parking_.has_compared()) {
         return;
     }
     const double row_ms = costs_.inject_ms(n_rows) / n_rows; // those who begin together inject in one pass
@@ -136,6 +128,8 @@ void Scheduler::select(std::span<Proposal> proposals, const StepLoad& load) {
     }
     promised_speedup_ = 0;
     expected_ms_ = 0;
+    is_trial_ = false;
+    is_staying_ = false;
     if (parking_.goes_on(proposals)) {
         park(proposals);
         return;
@@ -148,7 +142,9 @@ void Scheduler::select(std::span<Proposal> proposals, const StepLoad& load) {
     if (options_.equal_lengths) {
         select_all_or_none(proposals);
     }
-    parking_.note(proposals, load);
+    const double gained_ms =
+        outlook_.n_tokens * outlook_.plain_ms / static_cast<double>(std::max<size_t>(1, proposals.size()));
+    parking_.note(proposals, load, outlook_.extra_ms > 0 ? gained_ms / outlook_.extra_ms : 1, outlook_.plain_ms);
 }
 
 void Scheduler::park(std::span<Proposal> proposals) {
@@ -175,57 +171,80 @@ void Scheduler::select_all_or_none(std::span<Proposal> proposals) const {
 }
 
 // Against plain decoding in the same time, beyond doubt.
-bool Scheduler::pays(const DraftChoice& choice, int32_t n_requests) const {
+bool Scheduler::pays(const DraftChoice& choice, const StepLoad& load, int32_t n_requests) const {
     if (row_ms_[0] <= 0) {
         return true;
     }
     const double plain_tokens = n_requests * (1 + choice.extra_ms / row_ms_[0]); // in the same time
-    const double share = trust_.share() * busy_share(choice, n_requests);
-    return share * (n_requests + (1 - kDoubt) * choice.n_gained()) > plain_tokens;
+    const double share = trust_.share() * busy_share(choice, load, n_requests);
+    const double doubt = goes_on_drafting() ? kDoubtGoingOn : kDoubt;
+    return share * (n_requests + (1 - doubt) * choice.n_gained()) > plain_tokens;
 }
 
-// Beside others the place of an answer that ends stays empty for a step, whoever comes next: with drafts that is the
-// time of several tokens. Relative to plain decoding.
-double Scheduler::busy_share(const DraftChoice& choice, int32_t n_requests) const {
+// Beside others the place of an answer that ends stays empty for a step, whoever comes next: such a step makes fewer
+// tokens, and is shorter by less. Relative to plain decoding.
+double Scheduler::busy_share(const DraftChoice& choice, const StepLoad& load, int32_t n_requests) const {
+    if (n_requests == 1 || row_ms_[0] <= 0) {
+        return 1;
+    }
     const double n_written = lengths_.left(0);
-    const double n_round = 1 + choice.n_tokens / n_requests;
-    return n_requests == 1 ? 1.0 : (n_written + 1) / (n_written + n_round);
+    const double plain_ms = row_ms_[0];
+    const double saved_plain_ms = std::max(0.0, plain_ms - costs_.plain_ms(load, n_requests - 1));
+    const size_t n_fewer_rows = choice.n_rows - choice.n_rows / choice.n_blocks;
+    const double saved_ms = saved_plain_ms + draft_ms_[choice.n_blocks] - draft_ms_[choice.n_blocks - 1] +
+                            row_ms_[choice.n_rows] - row_ms_[n_fewer_rows];
+    const double n_plain_lost = std::max(0.0, 1 - n_requests * saved_plain_ms / plain_ms);
+    const double n_tokens = n_requests + choice.n_tokens;
+    const double n_lost = std::max(0.0, 1 + choice.n_tokens / static_cast<double>(choice.n_blocks) -
+                                            n_tokens * saved_ms / (plain_ms + choice.extra_ms));
+    return (n_written + n_plain_lost) / (n_written + n_lost);
 }
 
-void Scheduler::select_adaptive(std::span<Proposal> proposals, const StepLoad& load) {
+// Prices of this step: of rows, drafts, entries.
+void Scheduler::price_step(std::span<const Proposal> proposals, const StepLoad& load) {
     int32_t n_other_rows = 0;
     int32_t n_other_blocks = 0;
     for (const Proposal& proposal : proposals) {
         n_other_rows += other_rows(proposal);
         n_other_blocks += proposal.drafts_always() ? 1 : 0;
     }
-    const auto n_requests = static_cast<int32_t>(proposals.size());
-    price_rows(load, {n_requests, n_other_blocks, n_other_rows});
+    price_rows(load, {static_cast<int32_t>(proposals.size()), n_other_blocks, n_other_rows});
     costs_.price_drafts(load, n_other_blocks, static_cast<int32_t>(group_.blocks.size()), draft_ms_);
-    price_overrun();
     price_entries(proposals);
-    const DraftChoice choice = choose_fastest_drafting(group_.blocks, {row_ms_, draft_ms_, bonus_tokens_}, n_requests);
+}
+
+void Scheduler::select_adaptive(std::span<Proposal> proposals, const StepLoad& load) {
+    const auto n_requests = static_cast<int32_t>(proposals.size());
+    price_step(proposals, load);
+    DraftChoice choice = choose_fastest_drafting(group_.blocks, {row_ms_, draft_ms_, bonus_tokens_}, n_requests);
+    choice.extra_ms += overrun_.n_steps() * row_ms_[0];
+    const double leaving_ms = costs_.leaving_ms(load, n_requests, row_ms_[0] + choice.extra_ms);
+    choice.extra_ms += costs_.entering_ms(leaving_ms);
     const double promised_ms = row_ms_[0] + choice.extra_ms;
     const double promised =
         promised_ms > 0 ? (n_requests + choice.n_gained()) / n_requests * row_ms_[0] / promised_ms : 0;
-    const bool would_pay = pays(choice, n_requests);
-    const bool is_comparing = would_pay && parking_.compares(promised, row_ms_[0]);
+    const bool would_pay = pays(choice, load, n_requests);
+    const bool is_comparing = would_pay && parking_.compares(promised, row_ms_[0], leaving_ms);
     const bool is_paying = would_pay && !is_comparing;
+    is_staying_ = !would_pay && stays(proposals, choice, leaving_ms);
+    is_trial_ = !would_pay && !is_staying_ && tries_all(proposals, leaving_ms);
     promised_speedup_ = is_paying ? promised : 0;
     outlook_ = {choice.n_tokens, choice.extra_ms, row_ms_[0]};
     expected_gain_ = choice.verify_gain_tokens;
     tokens_per_ms_ = choice.tokens_per_ms;
     for (size_t member = 0; member < group_.members.size(); ++member) {
         Proposal& proposal = proposals[group_.members[member]];
-        proposal.decision = is_paying && choice.is_drafting[member] != 0 ? DraftDecision::draft : DraftDecision::parked;
+        const bool is_chosen = is_staying_ ? drafts_on(proposal) : is_paying && choice.is_drafting[member] != 0;
+        proposal.decision = is_trial_ || is_chosen ? DraftDecision::draft : DraftDecision::parked;
         if (proposal.decision == DraftDecision::parked) {
             survival_.fade(proposal.key.request_id);
         }
     }
     if (is_paying) {
         probing_.succeed();
+        trial_.succeed();
     }
-    if (!is_comparing) {
+    if (!is_comparing && !is_trial_ && !is_staying_) {
         probe(proposals, load);
         if (load.n_prefill_rows == 0) {
             retiming_.choose(proposals, group_.members,
@@ -233,6 +252,19 @@ void Scheduler::select_adaptive(std::span<Proposal> proposals, const StepLoad& l
         }
     }
 }
+
+// To leave off drafting takes slow steps, there and back: what is lost by going on is not to be more.
+bool Scheduler::stays(std::span<const Proposal> proposals, const DraftChoice& choice, double leaving_ms) const {
+    const auto n = static_cast<double>(proposals.size());
+    const auto n_drafting = std::ranges::count_if(proposals, [&](const Proposal& one) { return drafts_on(one); });
+    const double loss_ms = choice.extra_ms - choice.n_tokens * row_ms_[0] / n;
+    const DraftRuns& runs = costs_.runs();
+    return runs.is_drafting() && static_cast<double>(n_drafting) > kMostOf * n &&
+           regret_ms_ + loss_ms < leaving_ms * runs.share_of_run();
+}
+
+// It drafted in the last step.
+bool Scheduler::drafts_on(const Proposal& proposal) const { return proposal.n_waiting <= options_.block_size + 1; }
 
 // ---- after drafting ----
 
@@ -287,9 +319,11 @@ void Scheduler::schedule_group(Policy::Kind kind, std::span<const Proposal> prop
         const bool is_look =
             has_decision(proposals, DraftDecision::probe) || has_decision(proposals, DraftDecision::timed);
         if (n_other_rows == 0 && !is_look && !options_.equal_lengths) {
-            learn_bonus(gain);
+            if (!is_trial_ && !is_staying_) {
+                learn_bonus(gain);
+            }
             expected_ms_ = priced_ms_[static_cast<size_t>(sum_rows(group_.prefix_len))] - outlook_.plain_ms +
-                           draft_ms_[group_.blocks.size()] / overrun_.factor();
+                           draft_ms_[group_.blocks.size()];
         }
     }
     for (size_t member = 0; member < group_.members.size(); ++member) {
@@ -326,6 +360,7 @@ void Scheduler::observe_round(const Proposal& proposal, int32_t prefix_len, int3
 }
 
 void Scheduler::observe_step(const StepLoad& load, const StepShape& step, int32_t n_committed, const StepTimes& times) {
+    const double entry_ms = step.n_drafting > 0 ? costs_.entry_ms(load, step, times) : 0;
     costs_.observe_passes(load, step, times);
     if (step.n_requests == 0 || load.n_prefill_rows > 0) {
         return;
@@ -335,26 +370,32 @@ void Scheduler::observe_step(const StepLoad& load, const StepShape& step, int32_
     costs_.observe_overhead(step, times);
     if (step.n_drafting > 0) {
         parking_.earn(times.total_ms);
+    } else {
+        trial_.earn(times.total_ms);
     }
-    learn_speed(load, step, n_committed, times.total_ms);
+    regret_ms_ =
+        is_staying_ || is_trial_ ? regret_ms_ + times.total_ms - n_committed * outlook_.plain_ms / step.n_requests : 0;
+    learn_speed(load, step, n_committed, times.total_ms, entry_ms);
 }
 
-void Scheduler::learn_speed(const StepLoad& load, const StepShape& step, int32_t n_committed, double total_ms) {
+void Scheduler::learn_speed(const StepLoad& load, const StepShape& step, int32_t n_committed, double total_ms,
+                            double entry_ms) {
     const double expected_ms = costs_.plain_ms(load, step.n_requests);
     if (expected_ms <= 0) {
         return;
     }
     const double n_plain = step.n_requests * total_ms / expected_ms;
+    const double steady_ms = total_ms - entry_ms;
     n_committed_ = kMemory * n_committed_ + n_committed;
     n_plain_ = kMemory * n_plain_ + n_plain;
     trust_.fade(step.n_drafting > 0);
     if (step.n_drafting == 0) {
         overrun_.fade();
-    } else {
-        overrun_.learn(total_ms - outlook_.plain_ms, expected_ms_);
+    } else if (costs_.runs().is_calm() && expected_ms_ > 0 && outlook_.plain_ms > 0) {
+        overrun_.learn((steady_ms - outlook_.plain_ms - expected_ms_) / outlook_.plain_ms);
     }
-    if (step.n_drafting > 0 && promised_speedup_ > 0) {
-        trust_.learn(n_committed, promised_speedup_ * n_plain);
+    if (step.n_drafting > 0 && promised_speedup_ > 0 && costs_.runs().is_calm()) {
+        trust_.learn(n_committed, promised_speedup_ * step.n_requests * steady_ms / expected_ms);
     }
 }
 

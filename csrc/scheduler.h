@@ -10,6 +10,7 @@
 #include "retiming.h"
 #include "step_costs.h"
 #include "survival.h"
+#include "trial.h"
 
 #include <cstdint>
 #include <span>
@@ -76,11 +77,15 @@ class Scheduler {
     void weigh();
     void price_entries(std::span<const Proposal> proposals);
     void price_rows(const StepLoad& load, const StepShape& step);
-    void price_overrun();
     void park(std::span<Proposal> proposals);
-    [[nodiscard]] bool pays(const DraftChoice& choice, int32_t n_requests) const;
-    [[nodiscard]] double busy_share(const DraftChoice& choice, int32_t n_requests) const;
+    [[nodiscard]] bool pays(const DraftChoice& choice, const StepLoad& load, int32_t n_requests) const;
+    [[nodiscard]] double busy_share(const DraftChoice& choice, const StepLoad& load, int32_t n_requests) const;
+    void price_step(std::span<const Proposal> proposals, const StepLoad& load);
     void select_adaptive(std::span<Proposal> proposals, const StepLoad& load);
+    [[nodiscard]] bool stays(std::span<const Proposal> proposals, const DraftChoice& choice, double leaving_ms) const;
+    [[nodiscard]] bool goes_on_drafting() const { return costs_.runs().is_drafting() || parking_.has_compared(); }
+    [[nodiscard]] bool drafts_on(const Proposal& proposal) const;
+    [[nodiscard]] bool tries_all(std::span<const Proposal> proposals, double leaving_ms);
     void probe(std::span<Proposal> proposals, const StepLoad& load);
     void price_probe(const StepLoad& load, int32_t n_requests);
     [[nodiscard]] double expected_accepts(const Proposal& candidate, int32_t length);
@@ -91,7 +96,8 @@ class Scheduler {
                         std::span<int32_t> prefix_len);
     [[nodiscard]] double choose_adaptive_prefixes();
     void learn_bonus(double gain);
-    void learn_speed(const StepLoad& load, const StepShape& step, int32_t n_committed, double total_ms);
+    void learn_speed(const StepLoad& load, const StepShape& step, int32_t n_committed, double total_ms,
+                     double entry_ms);
 
     SchedulerOptions options_;
     StepCosts costs_;
@@ -101,6 +107,7 @@ class Scheduler {
     Overrun overrun_;
     Probing probing_;
     Retiming retiming_;
+    Trial trial_;
     AnswerLengths lengths_;
     Outlook outlook_;
     // Committed tokens of recent steps, and what plain decoding would have made in the same time.
@@ -108,6 +115,9 @@ class Scheduler {
     double n_plain_ = 0;
     double promised_speedup_ = 0; // of this step, 0: it promises nothing
     double tokens_per_ms_ = 0;    // what this step can be expected to make: the price of its time
+    bool is_trial_ = false;       // this step drafts for all to see what it takes
+    bool is_staying_ = false;     // this step goes on drafting although it is not said to pay
+    double regret_ms_ = 0;        // lost by such steps in a row
     double bonus_tokens_ = 0;     // what confidences gain a block beyond its expectation, see DraftCosts
     double expected_ms_ = 0;   // of this step's drafts and their rows, beyond a plain one; 0: not of this group alone
     double expected_gain_ = 0; // of this step's blocks, before their confidences were known

@@ -1,4 +1,4 @@
-// When a parked request drafts to see whether it would pay: the figures that Probing decides by.
+// When parked requests draft to see whether it would pay: the figures that Probing and Trial decide by.
 #include "scheduler.h"
 
 #include <algorithm>
@@ -18,12 +18,15 @@ void Scheduler::probe(std::span<Proposal> proposals, const StepLoad& load) {
     if (candidate == nullptr) {
         return;
     }
+    const double sure_ms = draft_ms_[1] + costs_.inject_ms(candidate->n_waiting);
+    if (!probing_.is_due(kProbeFloor * sure_ms)) {
+        return;
+    }
     const int32_t length = probe_length(*candidate);
     const auto n_requests = static_cast<int32_t>(proposals.size());
     price_probe(load, n_requests);
     const double return_ms = std::max(0.0, costs_.return_ms(load, n_requests) - row_ms_[0]); // to plain steps behind it
-    const double cost_ms = draft_ms_[1] + costs_.inject_ms(candidate->n_waiting) + return_ms +
-                           probe_ms_[static_cast<size_t>(length)] - row_ms_[0];
+    const double cost_ms = sure_ms + return_ms + probe_ms_[static_cast<size_t>(length)] - row_ms_[0];
     const double token_ms = row_ms_[0] / n_requests;
     const double loss_ms = cost_ms - expected_accepts(*candidate, length) * token_ms;
     if (probing_.can_pay(cost_ms, std::max(kProbeFloor * cost_ms, loss_ms)) &&
@@ -55,6 +58,29 @@ int32_t Scheduler::probe_length(const Proposal& candidate) const {
     int32_t length = 0;
     adaptive_prefixes({&block, 1}, row_ms_, tokens_per_ms_, {&length, 1});
     return std::max(length, 1);
+}
+
+// All parked requests draft for some steps where steady drafting of all might pay, whatever entries and the way there
+// and back take: that is paid once.
+bool Scheduler::tries_all(std::span<const Proposal> proposals, double leaving_ms) {
+    int32_t n_waiting = 0;
+    for (const Proposal& proposal : proposals) {
+        n_waiting += proposal.n_waiting;
+    }
+    const double entry_ms = costs_.inject_ms(n_waiting) + leaving_ms;
+    if (group_.blocks.size() != proposals.size() || row_ms_[0] <= 0 || !trial_.is_due(row_ms_[0], entry_ms)) {
+        return false;
+    }
+    for (DraftedBlock& block : group_.blocks) {
+        block.entry_ms = 0;
+    }
+    std::vector<double> draft_ms(draft_ms_.size(), draft_ms_.back()); // nobody is left out
+    draft_ms[0] = 0;
+    const auto n = static_cast<int32_t>(proposals.size());
+    const DraftChoice choice = choose_fastest_drafting(group_.blocks, {row_ms_, draft_ms, bonus_tokens_}, n);
+    const double step_ms = row_ms_[0] + choice.extra_ms;
+    const double promised = (1 + bonus_tokens_ + choice.n_tokens / n) * row_ms_[0] / step_ms;
+    return trial_.goes_on(promised, step_ms, entry_ms);
 }
 
 } // namespace dspark

@@ -45,7 +45,8 @@ double StepCosts::plain_ms(const StepLoad& load, int32_t n_requests) const {
 }
 
 double StepCosts::return_ms(const StepLoad& load, int32_t n_requests) const {
-    return pass_ms({n_requests, 0, load.context}) + plain_overhead_ms();
+    const double seen_ms = (1 + runs_.return_share()) * plain_pass_ms(load, n_requests);
+    return std::max(seen_ms, pass_ms({n_requests, 0, load.context})) + plain_overhead_ms();
 }
 
 // While drafts go on, the line knows steps of many rows alone, and where it begins is a guess: high, plain steps would
@@ -117,12 +118,48 @@ void StepCosts::price_drafts(const StepLoad& load, int32_t n_others, int32_t n_m
     }
 }
 
+// Draft and verification.
+double StepCosts::drafted_ms(const StepLoad& load, const StepShape& step) const {
+    PassShape pass = pass_of(load, step.n_requests + step.n_drafted_rows);
+    pass.is_behind_draft = true;
+    return pass_ms(pass) + table_.draft_ms(step.n_drafting, load.context);
+}
+
+double StepCosts::entry_ms(const StepLoad& load, const StepShape& step, const StepTimes& times) const {
+    const double cold_ms = runs_.was_cold() ? times.draft_ms + times.verify_ms - drafted_ms(load, step) : 0;
+    return std::max(0.0, cold_ms) + std::max(0.0, times.inject_ms - inject_ms(step.n_drafting * kRoundRows));
+}
+
+// A price that even such a step shows to be too dear is learned all the same.
+bool StepCosts::learns_apart(const StepLoad& load, const StepShape& step, const StepTimes& times) {
+    if (step.n_drafting == 0 || load.n_prefill_rows > 0 || (runs_.is_calm() && !runs_.was_cold())) {
+        return false;
+    }
+    const double expected_ms = drafted_ms(load, step);
+    const double ms = times.draft_ms + times.verify_ms;
+    if (expected_ms <= 0) {
+        return false;
+    }
+    if (runs_.was_cold()) {
+        runs_.observe_cold(ms / expected_ms);
+    }
+    return ms > expected_ms;
+}
+
 void StepCosts::observe_passes(const StepLoad& load, const StepShape& step, const StepTimes& times) {
     PassShape pass = pass_of(load, step.n_requests + step.n_drafted_rows);
     pass.is_behind_draft = step.n_drafting > 0;
     pass.is_repeat = has_one_shape(pass, last_pass_);
     last_pass_ = pass;
     n_settled_ = pass.is_plain() ? n_settled_ + 1 : 0;
+    runs_.observe(step.n_requests, load.n_prefill_rows, step.n_drafting > 0);
+    const double plain_ms = plain_pass_ms(load, step.n_requests);
+    if (runs_.is_return() && runs_.is_calm() && plain_ms > 0) {
+        runs_.observe_return(times.verify_ms / plain_ms);
+    }
+    if (learns_apart(load, step, times)) {
+        return;
+    }
     note_size(pass);
     const bool is_split = equal_lengths_ && step.n_requests > 0 && load.n_prefill_rows > 0;
     // The first ones behind others take longer; the very first, of another shape than the one before, is no drafted
@@ -139,6 +176,9 @@ void StepCosts::observe_passes(const StepLoad& load, const StepShape& step, cons
 }
 
 void StepCosts::observe_overhead(const StepShape& step, const StepTimes& times) {
+    if (!runs_.is_calm() && !overhead_.is_empty()) {
+        return;
+    }
     const double ms = std::max(0.0, times.total_ms - times.draft_ms - times.inject_ms - times.verify_ms);
     overhead_.push(step.n_drafted_rows, ms);
     if (step.n_drafting == 0) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cost_table.h"
+#include "draft_runs.h"
 #include "proposal.h"
 
 #include <cstdint>
@@ -50,8 +51,20 @@ class StepCosts {
     void price_drafts(const StepLoad& load, int32_t n_others, int32_t n_most, std::vector<double>& draft_ms) const;
     [[nodiscard]] double inject_ms(int32_t n_rows) const { return table_.inject_ms(n_rows); }
 
+    [[nodiscard]] const DraftRuns& runs() const { return runs_; }
+    // To leave off drafting and to begin it again, a drafted step taking so long.
+    [[nodiscard]] double leaving_ms(const StepLoad& load, int32_t n_requests, double drafted_ms) const {
+        return return_ms(load, n_requests) - plain_ms(load, n_requests) + runs_.cold_share() * drafted_ms;
+    }
+    // Its share of every step of drafts that would begin now.
+    [[nodiscard]] double entering_ms(double leaving_ms) const {
+        return runs_.is_cold() ? leaving_ms / runs_.run_length() : 0;
+    }
+
     void observe_injection(int32_t n_rows, double ms) { table_.observe_inject(n_rows, ms); }
     void observe_passes(const StepLoad& load, const StepShape& step, const StepTimes& times);
+    // Of a step that drafted, the last one observed: what it took that steps which go on drafting do not.
+    [[nodiscard]] double entry_ms(const StepLoad& load, const StepShape& step, const StepTimes& times) const;
     void observe_overhead(const StepShape& step, const StepTimes& times);
 
   private:
@@ -61,13 +74,17 @@ class StepCosts {
     [[nodiscard]] double undrafted_ms(const StepLoad& load, const StepShape& step) const;
     void leave_prompts_out(StepLoad load, const StepShape& step, std::vector<double>& row_ms) const;
     void note_size(const PassShape& pass);
+    [[nodiscard]] double drafted_ms(const StepLoad& load, const StepShape& step) const;
+    // Learns from a drafted step that tells nothing of those that go on; true if nothing is left to learn.
+    [[nodiscard]] bool learns_apart(const StepLoad& load, const StepShape& step, const StepTimes& times);
 
     CostTable table_;
     bool equal_lengths_;
-    OverheadLine overhead_;        // of all steps
-    OverheadLine plain_overhead_;  // of plain ones
-    PassShape last_pass_;          // of the step before
-    int32_t n_settled_ = 0;        // plain passes in a row
+    OverheadLine overhead_;       // of all steps
+    OverheadLine plain_overhead_; // of plain ones
+    PassShape last_pass_;         // of the step before
+    int32_t n_settled_ = 0;       // plain passes in a row
+    DraftRuns runs_;
     std::vector<int32_t> n_timed_; // [n]: drafted passes of about n rows
 };
 

@@ -143,9 +143,14 @@ void register_costs(py::module_& module) {
     module.def("context_bucket", &context_bucket);
     py::class_<Overrun>(module, "Overrun")
         .def(py::init<>())
-        .def("learn", &Overrun::learn, py::arg("extra_ms"), py::arg("expected_ms"))
+        .def("learn", &Overrun::learn, py::arg("n_steps"))
         .def("fade", &Overrun::fade)
-        .def_property_readonly("factor", &Overrun::factor);
+        .def_property_readonly("n_steps", &Overrun::n_steps);
+    py::class_<Trial>(module, "Trial")
+        .def(py::init<>())
+        .def("goes_on", &Trial::goes_on, py::arg("promised_speedup"), py::arg("step_ms"), py::arg("entry_ms"))
+        .def("succeed", &Trial::succeed)
+        .def("earn", &Trial::earn, py::arg("parked_ms"));
     py::class_<OverheadLine>(module, "OverheadLine")
         .def(py::init<>())
         .def("push", &OverheadLine::push, py::arg("n_rows"), py::arg("ms"))
