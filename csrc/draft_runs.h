@@ -16,8 +16,8 @@ class DraftRuns {
     // Every step, before its times are told.
     void observe(int32_t n_requests, int32_t n_prefill_rows, bool has_drafted);
     // What the draft and the pass behind it took to their price, of a cold step; or the first plain pass behind drafts.
-    void observe_cold(double ratio) { cold_.push(ratio); }
-    void observe_return(double ratio) { return_.push(ratio); }
+    void observe_cold(double ratio) { cold_.push(std::min(ratio, kMostCold)); }
+    void observe_return(double ratio) { return_.push(std::min(ratio, kMostReturn)); }
 
     // Of the step observed last. Calm: it and the one before decoded the same requests and nothing else, or there was
     // no such step for some time.
@@ -40,6 +40,8 @@ class DraftRuns {
     static constexpr int32_t kCold =
         4; // steps: behind 8, drafted passes of the demo pair take 1.05 times as long, behind 60 1.3
     static constexpr int32_t kMostDisturbed = 4;
+    static constexpr double kMostCold = 1.3; // the rest is a slow moment's
+    static constexpr double kMostReturn = 1.5;
     static constexpr double kLongRun = 16;
     static constexpr double kLastShare = 0.2; // of the last run in their average
 
