@@ -12,8 +12,10 @@ void DraftRuns::observe(int32_t n_requests, int32_t n_prefill_rows, bool has_dra
         ++n_drafted_;
         return;
     }
-    if (++n_undrafted_ == kCold && n_drafted_ > 0) {
-        run_length_ += kLastShare * (n_drafted_ - run_length_);
+    if (++n_undrafted_ == kCold) {
+        if (n_drafted_ > 1) { // a probe is no run, and many of them must not make every run look short
+            run_length_ += kLastShare * (n_drafted_ - run_length_);
+        }
         n_drafted_ = 0;
     }
 }
