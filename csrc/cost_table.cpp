@@ -19,7 +19,7 @@ constexpr double kLeastBody = 0.5;     // of a pass that reads prompts, whatever
 constexpr double kPlainFades = 64; // passes of the other kind in which what is unusual fades to 1 / e (in logarithms)
 constexpr double kDraftedFades = 100;
 constexpr double kDraftedApart = 1.5; // ratio of drafted passes to that of plain ones that is not unusual yet
-constexpr double kFollows = 0.8;      // of a kind's change of speed, in logarithms, is the other's too
+constexpr double kFollows = 0.8;      // of a slowdown of plain passes, in logarithms, is drafted ones' too
 constexpr double kTooDear = 1.5;      // times what one pass took: no noise either
 constexpr int32_t kMostWeight = 8;    // passes that a size counts for beside its neighbours, the value from load for 1
 
@@ -365,26 +365,37 @@ double CostTable::gain_of_now(bool is_of_draft) const {
 }
 
 // Each kind by its own passes: whichever is priced too low is run, and shows it. A kind that was not timed yet is taken
-// to be nearly as slow as the other one: what slows plain steps down need not slow drafted ones as much.
+// to be half as slow as the other one, in logarithms.
 double CostTable::find_slowdown(bool is_of_draft) const {
     const Ratios& own = is_of_draft ? drafted_ratios_ : plain_ratios_;
     const Ratios& other = is_of_draft ? plain_ratios_ : drafted_ratios_;
     if (!is_known(own)) {
-        return is_known(other) ? std::pow(other.ring.median(), kFollows) : 1;
+        return is_known(other) ? std::sqrt(other.ring.median()) : 1;
     }
-    return is_known(other) ? followed(own, other, other.ring.median() * (is_of_draft ? kDraftedApart : 1),
-                                      is_of_draft ? kDraftedFades : kPlainFades)
-                           : own.ring.median();
+    if (!is_known(other)) {
+        return own.ring.median();
+    }
+    if (!is_of_draft) {
+        return faded(own, own.ring.median(), other.ring.median(), kPlainFades);
+    }
+    return faded(own, followed(own, other), other.ring.median() * kDraftedApart, kDraftedFades);
+}
+
+// While no drafts are run a slowdown of plain passes counts for them too, or their rows would look free beside it.
+double CostTable::followed(const Ratios& own, const Ratios& other) const {
+    const double change = std::pow(other.ring.median() / own.other, kFollows * (1 - share_left(own, kDraftedFades)));
+    return own.ring.median() * std::max(1.0, change);
+}
+
+// Of what a kind's last passes showed, after passes of the other kind.
+double CostTable::share_left(const Ratios& own, double n_passes) const {
+    return std::exp(static_cast<double>(own.last_pass - n_passes_) / n_passes);
 }
 
 // A slow moment of plain steps makes drafts look cheap, and then nothing would show that it is over, or the other way
-// round. So while only the other kind is run, its changes count for this one, and a ratio above what is usual beside it
-// fades.
-double CostTable::followed(const Ratios& own, const Ratios& other, double usual, double n_passes) const {
-    const double share = std::exp(static_cast<double>(own.last_pass - n_passes_) / n_passes);
-    const double change = std::pow(other.ring.median() / own.other, kFollows * (1 - share));
-    const double ratio = own.ring.median() * std::max(1.0, change);
-    return ratio <= usual ? ratio : usual * std::pow(ratio / usual, share);
+// round. So a ratio above what is usual beside the other kind's fades while only the other kind is run.
+double CostTable::faded(const Ratios& own, double ratio, double usual, double n_passes) const {
+    return ratio <= usual ? ratio : usual * std::pow(ratio / usual, share_left(own, n_passes));
 }
 
 } // namespace dspark

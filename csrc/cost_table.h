@@ -11,7 +11,7 @@
 //     the whole machine for its own;
 //   - what slows plain steps down need not slow drafted ones as much: a busy neighbour takes memory bandwidth, which
 //     passes of one row live on, and a caller's work between steps is the same however long a step is. So each of the
-//     two has a ratio of its own, which follows the other's while it is not run. Both may hide that a size is priced
+//     two has a ratio of its own. Both may hide that a size is priced
 //     wrong beside the others, so plain decoding is never priced above what its last passes of that size took;
 //   - context: attention costs per cell, further rows a share of the first (kRowShare); sizes seen in a context bucket
 //     have values of their own there.
@@ -186,7 +186,9 @@ class CostTable {
     };
     [[nodiscard]] double find_slowdown(bool is_of_draft) const;
     [[nodiscard]] static bool is_known(const Ratios& ratios) { return ratios.ring.size() >= kMinRatios; }
-    [[nodiscard]] double followed(const Ratios& own, const Ratios& other, double usual, double n_passes) const;
+    [[nodiscard]] double share_left(const Ratios& own, double n_passes) const;
+    [[nodiscard]] double followed(const Ratios& own, const Ratios& other) const;
+    [[nodiscard]] double faded(const Ratios& own, double ratio, double usual, double n_passes) const;
     void learn_held();
     [[nodiscard]] double gain_of_now(bool is_of_draft) const;
     [[nodiscard]] double undisturbed_verify_ms(const PassShape& pass) const;

@@ -385,17 +385,16 @@ void Scheduler::learn_speed(const StepLoad& load, const StepShape& step, int32_t
         return;
     }
     const double n_plain = step.n_requests * total_ms / expected_ms;
-    const double steady_ms = total_ms - entry_ms;
     n_committed_ = kMemory * n_committed_ + n_committed;
     n_plain_ = kMemory * n_plain_ + n_plain;
     trust_.fade(step.n_drafting > 0);
     if (step.n_drafting == 0) {
         overrun_.fade();
     } else if (costs_.runs().is_calm() && expected_ms_ > 0 && outlook_.plain_ms > 0) {
-        overrun_.learn((steady_ms - outlook_.plain_ms - expected_ms_) / outlook_.plain_ms);
+        overrun_.learn((total_ms - entry_ms - outlook_.plain_ms - expected_ms_) / outlook_.plain_ms);
     }
-    if (step.n_drafting > 0 && promised_speedup_ > 0 && costs_.runs().is_calm()) {
-        trust_.learn(n_committed, promised_speedup_ * step.n_requests * steady_ms / expected_ms);
+    if (step.n_drafting > 0 && promised_speedup_ > 0) {
+        trust_.learn(n_committed, promised_speedup_ * n_plain);
     }
 }
 
