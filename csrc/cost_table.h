@@ -11,8 +11,8 @@
 //     the whole machine for its own;
 //   - what slows plain steps down need not slow drafted ones as much: a busy neighbour takes memory bandwidth, which
 //     passes of one row live on, and a caller's work between steps is the same however long a step is. So each of the
-//     two has a ratio of its own. Both may hide that a size is priced
-//     wrong beside the others, so plain decoding is never priced above what its last passes of that size took;
+//     two has a ratio of its own. Both may hide that a size is priced wrong beside the others, so plain decoding is
+//     never priced above what its last passes of that size took;
 //   - context: attention costs per cell, further rows a share of the first (kRowShare); sizes seen in a context bucket
 //     have values of their own there.
 #pragma once

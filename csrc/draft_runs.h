@@ -37,8 +37,8 @@ class DraftRuns {
     [[nodiscard]] double return_share() const { return return_.size() > 0 ? std::max(0.0, return_.median() - 1) : 0; }
 
   private:
-    static constexpr int32_t kCold =
-        4; // steps: behind 8, drafted passes of the demo pair take 1.05 times as long, behind 60 1.3
+    // Steps: behind 8, drafted passes of the demo pair take 1.05 times as long, behind 60 1.3.
+    static constexpr int32_t kCold = 4;
     static constexpr int32_t kMostDisturbed = 4;
     static constexpr double kMostCold = 1.3; // the rest is a slow moment's
     static constexpr double kMostReturn = 1.5;

@@ -40,7 +40,6 @@ class Parking {
     double credit_ms_ = 0;
 };
 
-// Drafted steps keep less than they promise where costs or survivals are off in a way that no estimate shows.
 // What drafted steps take beyond their price, whatever they draft: graphs of shapes that are hardly ever run, a
 // caller's work. Unlike the tokens of a round that is no matter of luck. In plain steps, which it grows with.
 class Overrun {
@@ -57,6 +56,7 @@ class Overrun {
     double n_steps_ = 0;
 };
 
+// Drafted steps keep less than they promise where costs or survivals are off in a way that no estimate shows.
 class Trust {
   public:
     [[nodiscard]] double share() const; // of a promise, at most 1
