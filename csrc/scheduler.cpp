@@ -360,8 +360,8 @@ void Scheduler::observe_round(const Proposal& proposal, int32_t prefix_len, int3
 }
 
 void Scheduler::observe_step(const StepLoad& load, const StepShape& step, int32_t n_committed, const StepTimes& times) {
-    const double entry_ms = step.n_drafting > 0 ? costs_.entry_ms(load, step, times) : 0;
     costs_.observe_passes(load, step, times);
+    const double entry_ms = step.n_drafting > 0 ? costs_.entry_ms(load, step, times) : 0;
     if (step.n_requests == 0 || load.n_prefill_rows > 0) {
         return;
     }
