@@ -184,7 +184,7 @@ bool Scheduler::pays(const DraftChoice& choice, const StepLoad& load, int32_t n_
 // Beside others the place of an answer that ends stays empty for a step, whoever comes next: such a step makes fewer
 // tokens, and is shorter by less. Relative to plain decoding.
 double Scheduler::busy_share(const DraftChoice& choice, const StepLoad& load, int32_t n_requests) const {
-    if (n_requests == 1 || row_ms_[0] <= 0) {
+    if (n_requests == 1) {
         return 1;
     }
     const double n_written = lengths_.left(0);
@@ -255,12 +255,14 @@ void Scheduler::select_adaptive(std::span<Proposal> proposals, const StepLoad& l
 
 // To leave off drafting takes slow steps, there and back: what is lost by going on is not to be more.
 bool Scheduler::stays(std::span<const Proposal> proposals, const DraftChoice& choice, double leaving_ms) const {
+    const DraftRuns& runs = costs_.runs();
+    if (!runs.is_drafting()) {
+        return false;
+    }
     const auto n = static_cast<double>(proposals.size());
     const auto n_drafting = std::ranges::count_if(proposals, [&](const Proposal& one) { return drafts_on(one); });
     const double loss_ms = choice.extra_ms - choice.n_tokens * row_ms_[0] / n;
-    const DraftRuns& runs = costs_.runs();
-    return runs.is_drafting() && static_cast<double>(n_drafting) > kMostOf * n &&
-           regret_ms_ + loss_ms < leaving_ms * runs.share_of_run();
+    return static_cast<double>(n_drafting) > kMostOf * n && regret_ms_ + loss_ms < leaving_ms * runs.share_of_run();
 }
 
 // It drafted in the last step.
