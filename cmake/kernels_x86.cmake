@@ -1,6 +1,7 @@
 # The x86 kernels. Flags name an instruction set in full and undo -march=native: on a machine with AVX-512 the AVX2
 # kernels would otherwise use it too, and not be what runs elsewhere.
 target_compile_definitions(dspark_kernels PRIVATE DSPARK_KERNELS_X86)
+target_sources(dspark_kernels PRIVATE csrc/kernels/x86_prefetch.cpp)
 
 # The kernels are their inner loops: optimised in every build type but Debug. Under the sanitizers the address checks
 # stay, as calls and without the ranges of variables: otherwise GCC takes over five minutes a file.

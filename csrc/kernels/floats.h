@@ -81,9 +81,7 @@ template <typename Format, int R, int C> void multiply_tile(const FloatTile& til
     const uint8_t* next = tile.w + R * tile.w_stride;
     for (int64_t k = 0; k < n_whole; k += kLanes) {
         if constexpr (R > 1) { // hardware follows one row by itself
-            _mm_prefetch(reinterpret_cast<const char*>(next), _MM_HINT_T1);
-            _mm_prefetch(reinterpret_cast<const char*>(next) + kLanes * R, _MM_HINT_T1);
-            next += 2 * R * kLanes;
+            prefetch<2 * R * kLanes>(next);
         }
         add_step<Format, R, C>(tile.w + 2 * k, tile.w_stride, tile.x + k, tile.x_stride, acc);
     }

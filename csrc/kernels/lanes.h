@@ -3,6 +3,8 @@
 // compiles its own copy with its own flags, and no copy can be linked in place of another.
 #pragma once
 
+#include "kernels/x86.h"
+
 #if DSPARK_LANES == 16
 #include "kernels/lanes16.h"
 #else
@@ -11,6 +13,8 @@
 
 namespace dspark::kernels {
 namespace {
+
+inline constexpr size_t kLine = 64; // bytes of a line of the caches
 
 inline Ints broadcast(const int32_t* group) { return all_ints(*group); }
 inline Floats broadcast_scale(const int32_t* group) { return as_floats(broadcast(group)); }
@@ -92,15 +96,25 @@ inline const uint8_t* prefetch_start(const uint8_t* weights, size_t stride) {
     return weights + (strip < kLeastAhead ? kLeastAhead : strip);
 }
 
-// Asks for n_bytes of the next strip, in the order of memory, while this one is computed: a little with every chunk,
-// and into the L2 cache only. The loads follow many rows at once, which hardware prefetchers do not, and an L1 cache
-// has too few outstanding misses to hide memory (Zen 4, one column of Q8_0: 19 GB/s; into L1 10, without 8). An
-// instruction of its own: the compiler gathers its intrinsics to a burst that stalls for those misses.
-template <size_t n_bytes> [[gnu::always_inline]] inline void prefetch(const uint8_t*& next) {
+// An instruction of its own: the compiler gathers its intrinsics to a burst that stalls for those misses.
+[[gnu::always_inline]] inline void prefetch_lines(const uint8_t* from, size_t n_bytes) {
+    if (prefetches_to_l1) {
 #pragma GCC unroll 16
-    for (size_t b = 0; b < n_bytes; b += 64) {
-        __asm__ volatile("prefetcht1 %0" : : "m"(next[b]));
+        for (size_t b = 0; b < n_bytes; b += kLine) {
+            __asm__ volatile("prefetcht0 %0" : : "m"(from[b]));
+        }
+    } else {
+#pragma GCC unroll 16
+        for (size_t b = 0; b < n_bytes; b += kLine) {
+            __asm__ volatile("prefetcht1 %0" : : "m"(from[b]));
+        }
     }
+}
+
+// Asks for n_bytes of the next strip, in the order of memory, while this one is computed, a little with every chunk:
+// the loads follow many rows at once, which hardware prefetchers do not.
+template <size_t n_bytes> [[gnu::always_inline]] inline void prefetch(const uint8_t*& next) {
+    prefetch_lines(next, n_bytes);
     next += n_bytes;
 }
 

@@ -1,6 +1,5 @@
-// Walks W strip by strip: kLanes rows against all columns. Up to a tile of columns, as many as the registers hold, the
-// weights are unpacked a chunk at a time right before their use; more share steps that are unpacked into the L1 cache
-// (shared_steps.h). One tile alone by those: 0.7 to 0.9 times as fast, two or more: 1.0 to 1.5 times.
+// Walks W strip by strip: kLanes rows against all columns. For few columns the weights are unpacked a chunk at a time
+// right before their use; more, from kSharedFrom on, share steps that are unpacked into the L1 cache (shared_steps.h).
 #pragma once
 
 #include "kernels/block_column.h"
@@ -27,17 +26,22 @@ struct Tile {
 
 template <typename Format> struct SuperKernel {
     using Shared = SharedSuper<Format>;
+    // From memory, one Zen 5 core, GMAC/s of Q4_K at 6 and 8 columns: AVX-512 260 and 277, shared 225 and 245; AVX2 117
+    // and 123, shared 126 and 135.
+    static constexpr int kSharedFrom = kHasVnni ? kTileColumns + 1 : 6;
     static bool takes_column(int64_t) { return true; }
     static constexpr int kRecord = record_groups(super_layout<Format>());
     static constexpr size_t kStepBytes = sizeof(typename Format::Block);
 
     // Part by part, each used right away: a processor overlaps the unpacking of some vectors with the products of those
-    // before, but not of a whole chunk. sum: of the sub-block that the part belongs to.
+    // before, but not of a whole chunk. The branch in prefetch() keeps the compiler from moving loads of one part to
+    // another: without it 4 to 8 columns are 0.7 to 0.9 times as fast. sum: of the sub-block that the part belongs to.
     template <int N, int chunk, int part>
     [[gnu::always_inline]] static void add_part(Tile& tile, const SuperHead& head, Ints* raw, Ints* sum, Ints* total) {
         constexpr int kOfSubBlock = Format::kVectors / kPartVectors; // parts
         constexpr int s = Format::sub_block(chunk, part / kOfSubBlock);
         Ints q[kPartVectors];
+        prefetch<kLanes * kStepBytes / (kChunks * kParts)>(tile.next);
         unpack_part<chunk, part>(Format{}, tile.rows, head, raw, q);
         if constexpr (part % kOfSubBlock == 0) {
             clear<N>(sum);
@@ -51,7 +55,6 @@ template <typename Format> struct SuperKernel {
 
     template <int N, int chunk>
     [[gnu::always_inline]] static void add_chunk(Tile& tile, const SuperHead& head, Ints* total) {
-        prefetch<kLanes * kStepBytes / kChunks>(tile.next);
         if constexpr (kHasVnni) {
             Ints raw[kRawVectors], sum[N];
             add_part<N, chunk, 0>(tile, head, raw, sum, total);
@@ -60,6 +63,7 @@ template <typename Format> struct SuperKernel {
             add_part<N, chunk, 3>(tile, head, raw, sum, total);
             return;
         }
+        prefetch<kLanes * kStepBytes / kChunks>(tile.next);
         Ints q[kChunkVectors];
         unpack_chunk<chunk>(Format{}, tile.rows, head, q);
 #pragma GCC unroll 4
@@ -92,6 +96,8 @@ template <typename Format> struct SuperKernel {
 
 template <typename Format> struct BlockKernel {
     using Shared = SharedBlocks<Format>;
+    // As above: AVX2 Q8_0 66 and 72, shared 72 and 78; AVX-512 169 and 195, shared 110 and 150.
+    static constexpr int kSharedFrom = kHasVnni ? kTileColumns + 1 : Format::kIsSigned ? 5 : 6;
     static constexpr int kRecord = record_groups(ColumnLayout::bytes);
     static constexpr size_t kBlockBytes = sizeof(typename Format::Block);
     // One column of Q8_0 by rows gains nothing with 8 lanes: 0.8 to 1.2 times as fast.
@@ -107,25 +113,29 @@ template <typename Format> struct BlockKernel {
 
     template <int N> [[gnu::always_inline]] static void add_step(Tile& tile, int64_t n_values, Floats* acc) {
         for (int64_t b = 0; b < n_values / kBlockSize; ++b) {
-            prefetch<kLanes * kBlockBytes>(tile.next);
             add_block<N>(tile, tile.x + b * kBlockRecord, acc);
             tile.rows.advance(kBlockBytes);
         }
     }
 
     // By halves, as K-quants by parts, where the products take longer than the unpacking: otherwise up to 0.94 as fast.
-    template <int N> [[gnu::always_inline]] static void add_block(const Tile& tile, const int32_t* x, Floats* acc) {
+    // Prefetches in two parts: all at once, columns 2 to 6 of Q8_0 are 0.75 to 0.9 times as fast.
+    template <int N> [[gnu::always_inline]] static void add_block(Tile& tile, const int32_t* x, Floats* acc) {
+        constexpr size_t kHalf = kLanes * kBlockBytes / 2;
+        prefetch<kHalf>(tile.next);
         if constexpr (kHasVnni && N > 4) {
             Ints raw[4], q[4], sum[N];
             unpack_half<0>(Format{}, tile.rows, raw, q);
             begin_block<N>(x, sum);
             add_block_products<Format, N, 4>(q, x, sum);
+            prefetch<kHalf>(tile.next);
             unpack_half<1>(Format{}, tile.rows, raw, q);
             add_block_products<Format, N, 4>(q, x + 4, sum);
             finish_block<Format, N>(gather_halves(tile.rows, 0), x, sum, acc);
         } else {
             Ints q[kBlockVectors];
             unpack(Format{}, tile.rows, q);
+            prefetch<kHalf>(tile.next);
             multiply_block<Format, N>(q, gather_halves(tile.rows, 0), x, acc);
         }
     }
@@ -157,7 +167,7 @@ void multiply_outputs(const Product& product, int64_t begin, const Columns& colu
         return Kernel::multiply_column(product, product.y + begin * product.y_stride, columns, {first, last});
     }
     for (int64_t o = first; o < last; o += kLanes) {
-        if (columns.n_tiles > 1) {
+        if (columns.n_columns >= Kernel::kSharedFrom) {
             multiply_shared<typename Kernel::Shared>(product, begin, columns, o);
             continue;
         }
@@ -170,7 +180,7 @@ void multiply_outputs(const Product& product, int64_t begin, const Columns& colu
                         product.y + begin * product.y_stride + o,
                         product.y_stride};
         multiply_tile<Kernel>(columns.n_columns, tile, columns.n_values,
-                              std::make_integer_sequence<int, kTileColumns>{});
+                              std::make_integer_sequence<int, Kernel::kSharedFrom - 1>{});
     }
 }
 

@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 _CurveName = Literal["verify", "plain", "prefill", "draft", "inject"]
 _SlopeName = Literal["verify_ms_per_row_cell", "draft_ms_per_block_cell"]
 
-_FORMAT = 12
+_FORMAT = 13
 
 _N_KEPT = 3  # measurements; what all of them say is dear is believed to be
 _LOOK_MS = 80.0  # of a look, more where a dozen passes take longer
