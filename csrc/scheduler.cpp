@@ -234,7 +234,7 @@ void Scheduler::select_adaptive(std::span<Proposal> proposals, const StepLoad& l
     tokens_per_ms_ = choice.tokens_per_ms;
     for (size_t member = 0; member < group_.members.size(); ++member) {
         Proposal& proposal = proposals[group_.members[member]];
-        const bool is_chosen = is_staying_ ? drafts_on(proposal) : is_paying && choice.is_drafting[member] != 0;
+        const bool is_chosen = (is_staying_ || is_paying) && choice.is_drafting[member] != 0;
         proposal.decision = is_trial_ || is_chosen ? DraftDecision::draft : DraftDecision::parked;
         if (proposal.decision == DraftDecision::parked) {
             survival_.fade(proposal.key.request_id);
@@ -253,16 +253,19 @@ void Scheduler::select_adaptive(std::span<Proposal> proposals, const StepLoad& l
     }
 }
 
-// To leave off drafting takes slow steps, there and back: what is lost by going on is not to be more.
+// To leave off drafting takes slow steps, there and back: what is lost by going on is not to be more. New answers are
+// taken in: otherwise, as others end, ever fewer draft together until it does not pay.
 bool Scheduler::stays(std::span<const Proposal> proposals, const DraftChoice& choice, double leaving_ms) const {
     const DraftRuns& runs = costs_.runs();
     if (!runs.is_drafting()) {
         return false;
     }
     const auto n = static_cast<double>(proposals.size());
-    const auto n_drafting = std::ranges::count_if(proposals, [&](const Proposal& one) { return drafts_on(one); });
+    const auto n_drafting =
+        static_cast<double>(std::ranges::count_if(proposals, [&](const Proposal& one) { return drafts_on(one); }));
     const double loss_ms = choice.extra_ms - choice.n_tokens * row_ms_[0] / n;
-    return static_cast<double>(n_drafting) > kMostOf * n && regret_ms_ + loss_ms < leaving_ms * runs.share_of_run();
+    return static_cast<double>(choice.n_blocks) > kMostOf * n && 2 * n_drafting >= n &&
+           regret_ms_ + loss_ms < leaving_ms * runs.share_of_run();
 }
 
 // It drafted in the last step.
@@ -385,6 +388,9 @@ void Scheduler::learn_speed(const StepLoad& load, const StepShape& step, int32_t
     const double expected_ms = costs_.plain_ms(load, step.n_requests);
     if (expected_ms <= 0) {
         return;
+    }
+    if (step.n_drafting > 0) {
+        trial_.gain(n_committed * expected_ms / step.n_requests - total_ms, expected_ms);
     }
     const double n_plain = step.n_requests * total_ms / expected_ms;
     n_committed_ = kMemory * n_committed_ + n_committed;

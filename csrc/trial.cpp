@@ -12,6 +12,8 @@ constexpr double kDoubt = 0.03; // of a trial's time is taken for lost, whatever
 // Of the parked time, what trials may lose: the more of the last ones failed, the less.
 constexpr double kFirstShare = 0.01;
 constexpr double kLeastShare = 0.001;
+constexpr double kShareOfGain = 0.2; // of what drafts have gained, what trials may lose
+constexpr double kMostCredit = 64;   // plain steps
 
 } // namespace
 
@@ -39,6 +41,10 @@ void Trial::succeed() {
         n_failed_ /= 2;
         n_left_ = 0;
     }
+}
+
+void Trial::gain(double gained_ms, double plain_ms) {
+    credit_ms_ = std::clamp(credit_ms_ + kShareOfGain * gained_ms, 0.0, std::max(credit_ms_, kMostCredit * plain_ms));
 }
 
 void Trial::earn(double parked_ms) { credit_ms_ += std::max(kLeastShare, kFirstShare / (1 + n_failed_)) * parked_ms; }

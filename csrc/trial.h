@@ -16,6 +16,9 @@ class Trial {
     // Drafting pays: a trial under way has led to it.
     void succeed();
     void earn(double parked_ms); // a parked step
+    // A drafted step gained so much on plain decoding, or lost: a share of it may pay for the way back. plain_ms: of a
+    // plain step.
+    void gain(double gained_ms, double plain_ms);
 
   private:
     double credit_ms_ = 0;

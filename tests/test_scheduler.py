@@ -504,6 +504,26 @@ def test_a_trial_that_has_led_to_drafts_makes_the_next_one_sooner() -> None:
     assert waits[1] < 0.7 * waits[0]
 
 
+def test_what_drafts_have_gained_pays_for_the_way_back() -> None:
+    """A fifth of it at most, and no more than 64 plain steps: a trial here is to lose 22.4 ms."""
+    for gained_ms, is_enough in ((110.0, False), (113.0, True)):
+        trial = _scheduling.Trial()
+        for _ in range(100):
+            trial.gain(gained_ms / 100, 10.0)
+        assert trial.goes_on(1.0, 10.0, 20.0) == is_enough
+    lost = _scheduling.Trial()
+    lost.gain(113.0, 10.0)
+    lost.gain(-10.0, 10.0)  # drafted steps that were slower
+    assert not lost.goes_on(1.0, 10.0, 20.0)
+    rich = _scheduling.Trial()
+    rich.gain(1e6, 10.0)
+    assert rich.goes_on(1.0, 10.0, 620.0)  # 64 plain steps of 10 ms
+    rich.gain(1e6, 1.0)
+    while rich.goes_on(0.0, 10.0, 620.0):
+        pass
+    assert not rich.goes_on(1.0, 10.0, 620.0)
+
+
 def drafted_price(steps: Sequence[tuple[int, float]]) -> float:
     """What a draft of seven tokens is expected to cost after steps of so many drafted rows, times their price."""
     setting = Setting("linear", 0.9, draft_share=0.2)

@@ -150,7 +150,8 @@ void register_costs(py::module_& module) {
         .def(py::init<>())
         .def("goes_on", &Trial::goes_on, py::arg("promised_speedup"), py::arg("step_ms"), py::arg("entry_ms"))
         .def("succeed", &Trial::succeed)
-        .def("earn", &Trial::earn, py::arg("parked_ms"));
+        .def("earn", &Trial::earn, py::arg("parked_ms"))
+        .def("gain", &Trial::gain, py::arg("gained_ms"), py::arg("plain_ms"));
     py::class_<OverheadLine>(module, "OverheadLine")
         .def(py::init<>())
         .def("push", &OverheadLine::push, py::arg("n_rows"), py::arg("ms"))
