@@ -82,9 +82,9 @@ def shape_files(shape: str, quant: str, draft_vocab: int) -> tuple[Command, str,
     return make, f"{stem}.gguf", f"{stem}-drafter-{quant}-{draft_vocab}-tokens.gguf"
 
 
-def shape_bench(shape: str, quant: str, *options: str) -> list[Command]:
+def shape_bench(shape: str, quant: str, *options: str, rates: str = "gsm8k") -> list[Command]:
     make, target, drafter = shape_files(shape, quant, 32768)
-    synthetic = ["--synthetic-acceptance", "qwen3-4b:gsm8k", "--temperatures", "0"]
+    synthetic = ["--synthetic-acceptance", f"qwen3-4b:{rates}", "--temperatures", "0"]
     return [make, bench(target, "--draft", drafter, *synthetic, *options)]
 
 
@@ -100,6 +100,8 @@ def steps() -> list[Step]:
     policies = ["--policies", "off,fixed:6..7,adaptive", "--n-tokens", "64"]
     only = ["--domains", "mixed", "--policies", "adaptive"]
     fixed = ["--policies", "off,fixed:5..7,adaptive", "--n-tokens", "64", "--repeats", "3", "--budget", "60"]
+    streams = ["--domains", "gsm8k,alpaca", "--concurrency", "2,4,8", "--policies", "off,fixed:4,fixed:7,adaptive"]
+    streams += ["--n-tokens", "96", "--repeats", "3", "--budget", "150"]
     deep = ["--prompt-tokens", "3900", "--n-prompts", "1", "--policies", "off,fixed:7,adaptive", "--n-tokens", "96"]
     make, target, drafter = shape_files("0.6B", "q4_k_m", 32768)
     cells = "Default policy, cell by cell"
@@ -154,6 +156,17 @@ def steps() -> list[Step]:
                 "gsm8k",
             )
             for quant in ("q8_0", "q4_k_m")
+        ),
+        *(
+            Step(
+                f"streams-0.6B-{quant}",
+                f"Several streams: Qwen3-0.6B's shape in {quant.upper()}",
+                "Random weights, accept events drawn at the rates published for Qwen3-4B on GSM8K, which is easy to "
+                "draft for, and Alpaca, which is not.",
+                shape_bench("0.6B", quant, *streams, rates="gsm8k,alpaca"),
+                cells,
+            )
+            for quant in ("q4_k_m", "q8_0")
         ),
         Step(
             "deep",
