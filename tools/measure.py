@@ -100,8 +100,11 @@ def steps() -> list[Step]:
     policies = ["--policies", "off,fixed:6..7,adaptive", "--n-tokens", "64"]
     only = ["--domains", "mixed", "--policies", "adaptive"]
     fixed = ["--policies", "off,fixed:5..7,adaptive", "--n-tokens", "64", "--repeats", "3", "--budget", "60"]
-    streams = ["--domains", "gsm8k,alpaca", "--concurrency", "2,4,8", "--policies", "off,fixed:4,fixed:7,adaptive"]
-    streams += ["--n-tokens", "96", "--repeats", "3", "--budget", "150"]
+    streams = ["--policies", "off,fixed:4..7,adaptive", "--n-tokens", "96", "--repeats", "3", "--concurrency"]
+    rates = (
+        "Random weights, accept events drawn at the rates published for Qwen3-4B on GSM8K, which is easy to draft for, "
+        "and Alpaca, which is not; mixed: questions of both at the same time."
+    )
     deep = ["--prompt-tokens", "3900", "--n-prompts", "1", "--policies", "off,fixed:7,adaptive", "--n-tokens", "96"]
     make, target, drafter = shape_files("0.6B", "q4_k_m", 32768)
     cells = "Default policy, cell by cell"
@@ -157,16 +160,21 @@ def steps() -> list[Step]:
             )
             for quant in ("q8_0", "q4_k_m")
         ),
-        *(
-            Step(
-                f"streams-0.6B-{quant}",
-                f"Several streams: Qwen3-0.6B's shape in {quant.upper()}",
-                "Random weights, accept events drawn at the rates published for Qwen3-4B on GSM8K, which is easy to "
-                "draft for, and Alpaca, which is not.",
-                shape_bench("0.6B", quant, *streams, rates="gsm8k,alpaca"),
-                cells,
-            )
-            for quant in ("q4_k_m", "q8_0")
+        Step(
+            "streams-0.6B-q4_k_m",
+            "Several streams: Qwen3-0.6B's shape in Q4_K_M",
+            rates,
+            shape_bench("0.6B", "q4_k_m", *streams, "1,2,4,8", "--budget", "300", rates="gsm8k,alpaca"),
+            cells,
+        ),
+        Step(
+            "streams-0.6B-q8_0",
+            "Several streams: Qwen3-0.6B's shape in Q8_0",
+            rates,
+            shape_bench(
+                "0.6B", "q8_0", "--domains", "mixed", *streams, "1,4,8", "--budget", "90", rates="gsm8k,alpaca"
+            ),
+            cells,
         ),
         Step(
             "deep",

@@ -27,8 +27,8 @@ template <int n_groups, int n_parts> [[gnu::always_inline]] inline void prefetch
 class Ahead {
   public:
     // n_bytes: of a step; in n_parts.
-    Ahead(const uint8_t* next, size_t n_bytes, int n_parts)
-        : next_(next), end_(next), n_bytes_(n_bytes), n_lines_((n_bytes / kLine + n_parts) / n_parts) {}
+    Ahead(const uint8_t* next, size_t n_bytes, size_t n_parts)
+        : next_(next), end_(next), n_bytes_(n_bytes), n_lines_((n_bytes + kLine * n_parts - 1) / (kLine * n_parts)) {}
     void begin_step() {
         next_ = end_;
         end_ += n_bytes_;
@@ -139,7 +139,7 @@ void multiply_shared(const Product& product, int64_t begin, const Columns& colum
         static_cast<const uint8_t*>(product.weights) + static_cast<size_t>(o) * product.weight_stride;
     Rows rows(weights, product.weight_stride);
     Ahead ahead(prefetch_start(weights, product.weight_stride), kLanes * Step::kBytes,
-                columns.n_tiles * Step::kSubBlocks);
+                static_cast<size_t>(columns.n_tiles * Step::kSubBlocks));
     const int32_t* x = columns.groups;
     Floats sums[kMaxColumns];
     for (int c = 0; c < columns.n_columns; ++c) {
