@@ -228,7 +228,7 @@ void Scheduler::select_adaptive(std::span<Proposal> proposals, const StepLoad& l
     const bool is_paying = would_pay && !is_comparing;
     is_staying_ = !would_pay && stays(proposals, choice, leaving_ms);
     is_trial_ = !would_pay && !is_staying_ && tries_all(proposals, leaving_ms);
-    promised_speedup_ = is_paying ? promised : 0;
+    promised_speedup_ = is_paying || is_staying_ ? promised : 0;
     outlook_ = {choice.n_tokens, choice.extra_ms, row_ms_[0]};
     expected_gain_ = choice.verify_gain_tokens;
     tokens_per_ms_ = choice.tokens_per_ms;
