@@ -12,7 +12,8 @@ constexpr double kChanged = 1.3;  // times the time: what the last trial found h
 constexpr int32_t kShortWait = 128;
 constexpr int32_t kLongWait = 2048;
 constexpr int32_t kLongWaitAlone = 256; // what the others could do meanwhile shows in no other way
-// Of a trial, not counted: threads that sleep wake up late, and at first on the processor of whoever woke them.
+// Of a trial, not counted, nor a reason to end it where there are threads to wake: those that sleep wake up late, and
+// at first on the processor of whoever woke them.
 constexpr size_t kWarmUp = 3;
 
 template <size_t n> double median(std::array<double, n> values) {
@@ -62,7 +63,7 @@ void ThreadChoice::Size::begin_trial() {
 
 bool ThreadChoice::Size::observe_trial(double ms) {
     trial[n_tried++] = ms;
-    const bool is_hopeless = n_tried > 1 && ms > kHopeless * expected;
+    const bool is_hopeless = n_tried > (is_alone ? kWarmUp : 1) && ms > kHopeless * expected;
     if (n_tried < kTrial && !is_hopeless) {
         return false;
     }

@@ -63,6 +63,22 @@ void test_a_change_is_noticed() {
     CHECK(run(choice, machine, 1, 3000).alone < 0.02);
 }
 
+// The first two passes of threads that slept take twice as long as one alone, and no longer.
+void test_threads_that_wake_up_late_are_waited_for() {
+    ThreadChoice choice;
+    Machine machine{0.2, 0.4};
+    CHECK(run(choice, machine, 1, 100).alone > 0.8);
+    int32_t n_shared = 0;
+    double n_alone = 0;
+    for (int32_t i = 0; i < 3000; ++i) {
+        const bool is_alone = choice.is_alone(1);
+        n_shared = is_alone ? 0 : n_shared + 1;
+        n_alone += is_alone ? 1 : 0;
+        choice.observe(1, is_alone ? 0.2 : n_shared <= 2 ? 0.4 : 0.15);
+    }
+    CHECK(n_alone < 300);
+}
+
 void test_growing_contexts_are_no_change() {
     ThreadChoice choice;
     double n_alone = 0;
@@ -100,6 +116,7 @@ void test_long_passes_are_shared() {
 int main() {
     test_the_faster_way_is_found_and_kept();
     test_a_change_is_noticed();
+    test_threads_that_wake_up_late_are_waited_for();
     test_growing_contexts_are_no_change();
     test_sizes_are_apart();
     test_long_passes_are_shared();
