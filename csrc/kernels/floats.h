@@ -72,7 +72,9 @@ template <typename Format, int R, int C> inline void add_rest(const FloatTile& t
 
 template <typename Format, int R, int C> void multiply_tile(const FloatTile& tile, float* y, int64_t y_stride) {
     Floats acc[C][R];
+#pragma GCC unroll 8
     for (int c = 0; c < C; ++c) {
+#pragma GCC unroll 4
         for (int r = 0; r < R; ++r) {
             acc[c][r] = zero_floats();
         }
@@ -88,6 +90,7 @@ template <typename Format, int R, int C> void multiply_tile(const FloatTile& til
     if (n_whole < tile.n_values) {
         add_rest<Format, R, C>(tile, n_whole, acc);
     }
+#pragma GCC unroll 8
     for (int c = 0; c < C; ++c) {
         store_sums(y + c * y_stride, acc[c]);
     }
