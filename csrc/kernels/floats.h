@@ -12,7 +12,7 @@ namespace dspark::kernels {
 namespace {
 
 inline constexpr int kTileRows = 4;
-inline constexpr int64_t kLineHalves = 32; // of a cache line
+inline constexpr auto kLineHalves = static_cast<int64_t>(kLine / sizeof(uint16_t));
 // From so many values of a row on, one column's streams are prefetched: the values are then not found in the L1 cache.
 inline constexpr int64_t kPrefetchedValues = 2049;
 // Columns of a tile: its sums, the weights and one value must fit into the registers, or it takes twice the time.
@@ -71,7 +71,7 @@ template <typename Format, int R, int C> inline void add_rest(const FloatTile& t
 }
 
 template <typename Format, int R, int C> void multiply_tile(const FloatTile& tile, float* y, int64_t y_stride) {
-    Floats acc[C][R];
+    Floats acc[C][R]; // unrolled: otherwise GCC stores all of it at every step, next to prefetches that may read it
 #pragma GCC unroll 8
     for (int c = 0; c < C; ++c) {
 #pragma GCC unroll 4
@@ -129,7 +129,7 @@ template <typename Format> void multiply_stream_rows(const FloatTile& tile, floa
     for (; k + kLineHalves <= tile.n_values; k += kLineHalves) {
         for (size_t i = 0; i < kStreams && tile.n_values >= kPrefetchedValues; ++i) {
             const uint8_t* next = tile.w + i * tile.w_stride + 2 * k + kStreamAhead;
-            prefetch<64>(next);
+            prefetch<kLine>(next);
         }
 #pragma GCC unroll 4
         for (int64_t j = 0; j < kLineHalves; j += kLanes) {
